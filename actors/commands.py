@@ -1,0 +1,73 @@
+"""What trainer workers can be told to do, and what they answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from preference.reports import TrainMetrics
+from preference.types import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Take optimizer step ``step`` (1-based) on a batch; ``cells[rank]`` refers to that rank's tuple of PairCells."""
+
+    step: int
+    cells: tuple[Any, ...]  # ray.ObjectRef[tuple[PairCell, ...]] per rank
+    pairs: int
+    padding: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Gather the weights bucket by bucket and write them complete-then-marked into ``directory``."""
+
+    version: Version
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Save everything training needs to go on after ``step`` into ``directory``, which does not exist yet."""
+
+    step: int
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+Command = Train | Publish | Checkpoint | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class TrainDone:
+    metrics: TrainMetrics
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PublishDone:
+    version: Version
+    directory: str
+    bytes: int
+    gather_seconds: float
+    write_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDone:
+    step: int
+    directory: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    pass
+
+
+Done = TrainDone | PublishDone | CheckpointDone | Stopped

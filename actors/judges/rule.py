@@ -1,0 +1,89 @@
+"""Rule judge: a Python callable by import path rates every response of a prompt."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.pool import ActorPool, actor_options, remote_call
+from configs.schema import RuleJudge, RunConfig
+from actors.quiet import redirect_output
+from preference.types import (
+    CandidateGroup,
+    JudgedGroup,
+    JudgeFailure,
+    JudgeInfo,
+    Judgement,
+    Outcome,
+    Prompt,
+    Rating,
+    content_id,
+)
+
+Rule = Callable[[Prompt, Sequence[str]], Sequence[float]]
+
+
+def load_rule(path: str) -> Rule:
+    """Import ``package.module:callable``; raises ImportError naming the path where it cannot be had."""
+    module_name, _, name = path.partition(":")
+    try:
+        rule: Rule = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"judge rule {path!r} cannot be imported: {error}") from error
+    return rule
+
+
+def apply_rule(rule: Rule, info: JudgeInfo, group: CandidateGroup) -> tuple[Judgement, ...]:
+    """Ratings of a group. A rule that raises or returns nonsense yields one failure, never a score."""
+    ids = tuple(c.id for c in group.candidates)
+    try:
+        scores = [float(s) for s in rule(group.prompt, [c.text for c in group.candidates])]
+        if len(scores) != len(ids):
+            raise ValueError(f"returned {len(scores)} scores for {len(ids)} responses")
+        if not all(math.isfinite(s) for s in scores):
+            raise ValueError(f"returned a score that is not finite: {scores}")
+    except Exception as error:  # whatever a user's rule raises is data about the judge, not a crash of the run
+        return (JudgeFailure(ids, Outcome.FAILED, f"{type(error).__name__}: {error}", info),)
+    return tuple(Rating(i, s, info) for i, s in zip(ids, scores, strict=True))
+
+
+class RuleJudgeActor:
+    def __init__(self, config: RuleJudge, log_file: str) -> None:
+        redirect_output(Path(log_file))
+        self._rule = load_rule(config.rule)
+        self._info = JudgeInfo(config.rule, content_id("rule", config.rule))
+
+    def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
+        return [JudgedGroup(g, apply_rule(self._rule, self._info, g)) for g in groups]
+
+    def ready(self) -> bool:
+        return True
+
+
+class RuleJudgePool:
+    def __init__(self, judge: RuleJudge, config: RunConfig, log_dir: Path, name: str) -> None:
+        remote: Any = ray.remote(RuleJudgeActor)
+        group = config.resources.judge
+        self._start_s = config.deadlines.start_s
+        self.name = judge.rule.partition(":")[2]
+        self._actors = [
+            remote.options(**actor_options(group)).remote(judge, str(log_dir / f"{name}-{i}.log"))
+            for i in range(group.actors)
+        ]
+        self._pool: ActorPool[Any] = ActorPool(name, self._actors, config.deadlines.call_s)
+
+    async def ready(self) -> None:
+        for i, actor in enumerate(self._actors):
+            await remote_call(actor.ready.remote(), who=f"judge actor {i} (starting)", seconds=self._start_s)
+
+    async def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
+        judged: list[JudgedGroup] = await self._pool.call(lambda a: a.judge.remote(groups))
+        return judged
+
+    def close(self) -> None:
+        self._pool.kill()

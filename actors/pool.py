@@ -1,0 +1,72 @@
+"""Remote calls with a deadline and an owner, and a pool that hands work to whichever actor is idle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from configs.schema import Group
+from actors.quiet import quiet_env
+
+A = TypeVar("A")
+
+
+def actor_options(group: Group, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Ray options of one actor of ``group``: what it reserves, how many threads it may use, a quiet environment."""
+    variables = {**quiet_env(), "OMP_NUM_THREADS": str(group.threads), **(env or {})}
+    return {
+        "num_cpus": group.cpus,
+        "num_gpus": group.gpus,
+        "resources": dict(group.custom),
+        "runtime_env": {"env_vars": variables},
+    }
+
+
+class StageFailed(RuntimeError):
+    """A stage's actor raised, died or missed its deadline. The message names stage, actor and cause."""
+
+
+async def remote_call(ref: Any, *, who: str, seconds: float) -> Any:
+    """Await an ObjectRef; a remote error, a dead actor or a missed deadline becomes an attributable StageFailed."""
+    try:
+        return await asyncio.wait_for(_await(ref), timeout=seconds)
+    except asyncio.TimeoutError:
+        raise StageFailed(f"{who}: no answer within {seconds:.0f} s; hung, or raise deadlines.call_s") from None
+    except RayActorError as error:
+        raise StageFailed(f"{who}: the actor died: {error}") from error
+    except RayTaskError as error:
+        raise StageFailed(f"{who}: {error}") from error
+    except RayError as error:
+        raise StageFailed(f"{who}: {type(error).__name__}: {error}") from error
+
+
+async def _await(ref: Any) -> Any:
+    return await ref
+
+
+class ActorPool(Generic[A]):
+    """Runs each call on an idle actor; calls beyond the number of actors wait their turn, first come first served."""
+
+    def __init__(self, stage: str, actors: Sequence[A], seconds: float) -> None:
+        self._stage, self._actors, self._seconds = stage, tuple(actors), seconds
+        self._idle: asyncio.Queue[int] = asyncio.Queue()
+        for index in range(len(self._actors)):
+            self._idle.put_nowait(index)
+
+    async def call(self, submit: Callable[[A], Any]) -> Any:
+        """``submit(actor)`` starts a remote method and returns its ObjectRef."""
+        index = await self._idle.get()
+        try:
+            return await remote_call(
+                submit(self._actors[index]), who=f"{self._stage} actor {index}", seconds=self._seconds
+            )
+        finally:
+            self._idle.put_nowait(index)
+
+    def kill(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)

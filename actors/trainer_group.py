@@ -1,0 +1,136 @@
+"""The driver's handle on the trainer: starts Ray Train, appends commands, awaits their results."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.commands import (
+    Checkpoint,
+    CheckpointDone,
+    Command,
+    Done,
+    Publish,
+    PublishDone,
+    Stop,
+    Train,
+    TrainDone,
+)
+from actors.pool import remote_call
+from actors.trainer import TrainerSetup, train_worker
+from actors.stream import CommandStream
+from configs.schema import RunConfig
+from actors.quiet import quiet_env, redirect_output
+from preference.batching import PairBatch
+from preference.types import Version
+
+
+@ray.remote(num_cpus=0)
+class TrainRun:
+    """Holds ``TorchTrainer.fit``, which blocks and wants a main thread; the driver's belongs to the loop."""
+
+    def __init__(self, log_file: str) -> None:
+        redirect_output(Path(log_file))
+
+    def fit(self, config: RunConfig, setup: TrainerSetup, stream: Any, name: str, storage: str) -> None:
+        from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        group = config.resources.trainer
+        env = {**quiet_env(), "OMP_NUM_THREADS": str(group.threads), "DS_ACCELERATOR": "cuda" if group.gpus else "cpu"}
+        resources = {"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus else {}), **group.custom}
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"setup": setup, "stream": stream},
+            torch_config=TorchConfig(backend="nccl" if group.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=group.actors, use_gpu=group.gpus > 0, resources_per_worker=resources
+            ),
+            # A fresh name per attempt: Ray Train's own auto-resume is never the authority.
+            run_config=TrainRunConfig(
+                name=name,
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=0),
+                worker_runtime_env={"env_vars": env},
+            ),
+        )
+        trainer.fit()
+
+
+class TrainerGroup:
+    """``ranks`` ZeRO-3 workers behind train / publish / checkpoint."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, attempt: str, checkpoint: str) -> None:
+        group = config.resources.trainer
+        self.ranks = group.actors
+        self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
+        self._stream: Any = CommandStream.remote(group.actors)
+        self._run: Any = TrainRun.options(runtime_env={"env_vars": quiet_env()}).remote(
+            str(run_dir / "logs" / "train-run.log")
+        )
+        setup = TrainerSetup(
+            model=config.model,
+            objective=config.objective,
+            optimizer=config.optimizer,
+            batching=config.batching,
+            steps=config.run.steps,
+            seed=config.run.seed,
+            bucket_bytes=config.weights.bucket_mb * 2**20,
+            checkpoint=checkpoint,
+            log_dir=str(run_dir / "logs"),
+            on_gpu=group.gpus > 0,
+            threads=group.threads,
+        )
+        self._fit = self._run.fit.remote(config, setup, self._stream, attempt, str(run_dir / "ray-train"))
+        self._watch = asyncio.ensure_future(self._report_death())
+
+    async def _report_death(self) -> None:
+        """Ray Train ending early, for whatever reason, fails every wait for a result at once."""
+        try:
+            await self._fit
+            await self._stream.fail.remote("the trainer ended before it was told to stop")
+        except Exception as error:
+            await self._stream.fail.remote(str(error))
+
+    async def ready(self) -> list[str]:
+        """Wait for every rank's engine; returns the node each runs on."""
+        ready = self._stream.ready.remote()
+        nodes: list[str] = await remote_call(ready, who="trainer (starting)", seconds=self._start_s)
+        return nodes
+
+    async def train(self, step: int, batch: PairBatch) -> TrainDone:
+        cells = tuple(ray.put(batch.rank(r)) for r in range(self.ranks))
+        done = await self._do(Train(step, cells, batch.pairs, batch.padding))
+        assert isinstance(done, TrainDone)
+        return done
+
+    async def publish(self, version: Version, directory: Path) -> PublishDone:
+        done = await self._do(Publish(version, str(directory)))
+        assert isinstance(done, PublishDone)
+        return done
+
+    async def checkpoint(self, step: int, directory: Path) -> CheckpointDone:
+        done = await self._do(Checkpoint(step, str(directory)))
+        assert isinstance(done, CheckpointDone)
+        return done
+
+    async def _do(self, command: Command) -> Done:
+        what = f"trainer ({type(command).__name__.lower()})"
+        index = await remote_call(self._stream.append.remote(command), who=what, seconds=self._call_s)
+        done: Done = await remote_call(self._stream.result.remote(index), who=what, seconds=self._call_s)
+        return done
+
+    async def close(self) -> None:
+        """Stop the workers after what they are doing; a group that does not answer is killed."""
+        self._watch.cancel()
+        try:
+            await self._do(Stop())
+            await remote_call(self._fit, who="trainer (stopping)", seconds=30)
+        except Exception:  # it is going away either way; the cause was raised where it mattered
+            pass
+        finally:
+            ray.kill(self._run, no_restart=True)
+            ray.kill(self._stream, no_restart=True)

@@ -1,0 +1,102 @@
+"""Weights on their way from the trainer to the samplers: buckets of safetensors, complete-then-marked.
+
+A published version is a directory of bucket files; ``manifest.json`` is written last, by an atomic rename, and names
+every tensor with the checksum of its bucket. Without a manifest there is no version. The directory lies in shared
+memory when every sampler is on the trainer's node and under the run directory otherwise: same files, same reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preference.types import Version
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "manifest.json"
+
+
+class WeightsError(RuntimeError):
+    """Published weights are missing, incomplete or damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """A complete published version; iterating it reads (name, tensor), verifying each bucket's checksum."""
+
+    directory: Path
+    version: Version
+    buckets: Mapping[str, int]  # file name -> CRC-32 of its bytes
+    bytes: int
+
+    @classmethod
+    def open(cls, directory: Path) -> WeightFiles:
+        """Read the manifest; raises WeightsError where there is none."""
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text())
+        except FileNotFoundError:
+            raise WeightsError(f"{directory} holds no complete version: {MANIFEST} is missing") from None
+        version = Version.parse(manifest["version"])
+        return cls(directory, version, manifest["buckets"], manifest["bytes"])
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from safetensors.torch import load
+
+        for name, checksum in self.buckets.items():
+            data = (self.directory / name).read_bytes()
+            if zlib.crc32(data) != checksum:
+                raise WeightsError(f"{self.directory / name}: checksum mismatch in weights {self.version}")
+            yield from load(data).items()
+
+
+@dataclass(slots=True)
+class WeightWriter:
+    """Writes one version bucket by bucket; ``finish`` makes it visible."""
+
+    directory: Path
+    version: Version
+    _buckets: dict[str, int] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def __post_init__(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)  # what a dead publisher left half-written
+        self.directory.mkdir(parents=True)
+
+    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        from safetensors.torch import save
+
+        data = save(dict(tensors))
+        name = f"bucket-{len(self._buckets):05d}.safetensors"
+        (self.directory / name).write_bytes(data)
+        self._buckets[name] = zlib.crc32(data)
+        self._bytes += len(data)
+
+    def finish(self) -> WeightFiles:
+        manifest = {"version": str(self.version), "buckets": self._buckets, "bytes": self._bytes}
+        partial = self.directory / (MANIFEST + ".partial")
+        partial.write_text(json.dumps(manifest))
+        os.replace(partial, self.directory / MANIFEST)
+        return WeightFiles.open(self.directory)
+
+
+def version_directory(root: Path, version: Version) -> Path:
+    return root / f"weights-{version}"
+
+
+def discard_before(root: Path, keep: Version) -> None:
+    """Remove published versions older than ``keep`` (call it when every sampler serves ``keep``)."""
+    for path in root.glob("weights-*"):
+        try:
+            version = Version.parse(path.name.removeprefix("weights-"))
+        except ValueError:
+            continue
+        if version < keep:
+            shutil.rmtree(path, ignore_errors=True)

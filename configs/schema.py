@@ -1,0 +1,237 @@
+"""Every knob of a run, strict and frozen: an unknown key, a wrong type or an impossible combination is refused.
+
+``configs.loading`` reads YAML and command-line overrides into ``RunConfig``; nothing else constructs one from
+outside. A knob's meaning stands under it. Paths may start with ``~`` or use ``$VARIABLES``; relative input paths are
+resolved against the folder of the YAML file; the run root must be absolute.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Name of the run and of its directory under ``root``; letters, digits, '.', '_' and '-'."""
+    root: str = "~/.rondo/runs"
+    """Absolute directory that holds run directories; every node must see it (a shared mount on a cluster)."""
+    seed: int = 0
+    """Seeds the prompt order, every candidate's sampling and the trainer."""
+    steps: PositiveInt = 16
+    """Optimizer steps; each consumes ``sampling.prompts_per_step`` prompts."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """How many versions the sampling policy may be behind the trained one. 0 is synchronous on-policy."""
+    min_free_disk_gb: Annotated[float, Field(ge=0)] = 3.0
+    """Refuse to start with less free disk than this under ``root`` (checkpoint, export and MLflow's copy)."""
+
+
+class Model(Section):
+    path: str
+    """Hugging Face model directory (safetensors, tokenizer, chat template)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Compute type of sampler, reference and trainer alike; the trainer keeps fp32 master weights either way."""
+    trust_remote_code: Literal[False] = False
+    """Always off: code that a model directory ships is never run."""
+
+
+class Prompts(Section):
+    train: str
+    """JSONL file of training prompts: ``{"id", "prompt"}`` or ``{"id", "messages"}``, other fields travel along."""
+    heldout: str
+    """JSONL file of held-out prompts for the win rate; ids and texts disjoint from ``train``."""
+    max_tokens: PositiveInt = 512
+    """Prompts longer than this under the chat template are too long."""
+    too_long: Literal["skip", "stop"] = "skip"
+    """What a too long prompt does: it is counted, listed and left out, or the run stops before any work."""
+
+
+class Sampling(Section):
+    prompts_per_step: PositiveInt = 16
+    """Prompts sampled for one optimizer step."""
+    candidates: Annotated[int, Field(ge=2)] = 4
+    """Responses sampled per prompt (n >= 2: one response makes no preference)."""
+    max_tokens: PositiveInt = 48
+    """Longest response in tokens."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature. Kept log-probs are those of the untempered policy (vLLM logprobs_mode=raw_logprobs)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass; 1.0 samples the whole distribution."""
+    missing_eos: Literal["allow", "penalise", "never_chosen", "drop"] = "allow"
+    """Responses cut off without EOS: judged as they are, judged with a penalty, only ever rejected, or dropped."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Subtracted from the judge's score under ``missing_eos: penalise``, in the judge's units."""
+    max_model_len: PositiveInt = 1024
+    """Context length the engines allocate for; prompt and response must fit."""
+    kv_cache_gb: PositiveFloat = 1.0
+    """KV cache of one CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE)."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of a GPU's memory one GPU engine takes."""
+
+
+class RuleJudge(Section):
+    kind: Literal["rule"] = "rule"
+    rule: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """``package.module:callable``; called with a prompt and its responses, returns one score a response."""
+    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Stop the run, naming the cause, when more than this share of an iteration's judgements failed."""
+
+
+class Pairing(Section):
+    strategy: Literal["best_vs_worst", "best_vs_random", "random"] = "best_vs_worst"
+    """Which two of a prompt's candidates become the pair."""
+    min_margin: Annotated[float, Field(ge=0)] = 0.0
+    """Score differences at or below this are ties; a tied prompt trains nothing and is counted."""
+
+
+class DPO(Section):
+    name: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+    """Strength of the KL tether to the reference (arXiv 2305.18290, eq. 7)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a label is flipped: conservative DPO (cDPO)."""
+
+
+Objective = DPO
+
+
+class Optimizer(Section):
+    lr: PositiveFloat = 5e-5
+    """Peak learning rate of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 3
+    """Steps of linear warm-up from lr / warmup_steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: hold, or decay to zero at the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's moment decays."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Clip the global gradient norm to this."""
+
+
+class Batching(Section):
+    micro_batch_tokens: PositiveInt = 2048
+    """Most tokens (padding included) in one micro-batch of one worker, and in one call of a reference actor."""
+    logprob_chunk: PositiveInt = 256
+    """Completion positions projected onto the vocabulary at a time; bounds the memory of logits."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward: less memory, a third more compute."""
+
+
+class Group(Section):
+    """One stage's actors and what each of them takes from the cluster."""
+
+    actors: PositiveInt = 1
+    """How many actors (for the trainer: worker processes, one ZeRO-3 rank each)."""
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    """CPUs Ray reserves per actor. Stages that never run at once may share a core through fractions."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs Ray reserves per actor; fractions colocate stages on one device."""
+    threads: PositiveInt = 1
+    """OpenMP threads of one actor."""
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources per actor, to land a stage on its own node group."""
+
+
+class Resources(Section):
+    sampler: Group = Group()
+    """vLLM engines."""
+    judge: Group = Group()
+    """Judge actors (each judge of the run has such a pool)."""
+    reference: Group = Group()
+    """Reference log-prob actors; a pool of its own, never inside the trainer."""
+    trainer: Group = Group()
+    """DeepSpeed ZeRO-3 workers under Ray Train."""
+    data_cpus: Annotated[float, Field(gt=0)] = 0.5
+    """CPUs left to Ray Data for reading and tokenising prompts."""
+
+
+class Weights(Section):
+    transport: Literal["auto", "shm", "filesystem"] = "auto"
+    """How new weights reach samplers: node shared memory, the run directory, or whichever fits their placement."""
+    bucket_mb: PositiveInt = 64
+    """Most megabytes of parameters gathered at a time."""
+
+
+class Evaluation(Section):
+    prompts: PositiveInt = 128
+    """Held-out prompts, answered once each."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate every this many steps, besides before the first and after the last; 0: only those two."""
+    probe: Annotated[int, Field(ge=0)] = 8
+    """Held-out prompts answered in every iteration for reward beside KL; they rotate. 0: none."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Sampling temperature of held-out answers (1.0: the KL estimate is of the policy itself)."""
+    judge: RuleJudge | None = None
+    """An independent second judge, shown beside the first: a win that only the trained-on judge sees is suspect."""
+
+
+class Tracking(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty: sqlite file ``mlflow.db`` in the run root."""
+    experiment: str = "rondo"
+    """MLflow experiment."""
+    registered_model: str = ""
+    """Name in the model registry for the final model; empty: the run's name."""
+
+
+class Checkpointing(Section):
+    every: PositiveInt = 8
+    """Steps between checkpoints (a last one is always written); what came after is replayed from the ledger."""
+    keep: PositiveInt = 1
+    """How many complete checkpoints are kept; an old one goes only after a newer one is marked complete."""
+
+
+class Deadlines(Section):
+    start_s: PositiveFloat = 300.0
+    """Longest time an actor may take to come up."""
+    call_s: PositiveFloat = 600.0
+    """Longest time one remote call may take before its stage is declared hung."""
+
+
+class RunConfig(Section):
+    run: Run
+    model: Model
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    judge: RuleJudge
+    pairing: Pairing = Pairing()
+    objective: Objective = DPO()
+    optimizer: Optimizer = Optimizer()
+    batching: Batching = Batching()
+    resources: Resources = Resources()
+    weights: Weights = Weights()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    checkpoint: Checkpointing = Checkpointing()
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        need = self.prompts.max_tokens + self.sampling.max_tokens
+        if need > self.sampling.max_model_len:
+            raise ValueError(
+                f"prompts.max_tokens ({self.prompts.max_tokens}) + sampling.max_tokens ({self.sampling.max_tokens}) "
+                f"= {need} exceeds sampling.max_model_len ({self.sampling.max_model_len}): "
+                f"raise sampling.max_model_len to {need} or shorten one of the two"
+            )
+        row = self.prompts.max_tokens + 2 * self.sampling.max_tokens
+        if row > self.batching.micro_batch_tokens:
+            raise ValueError(
+                f"prompts.max_tokens ({self.prompts.max_tokens}) + 2 x sampling.max_tokens "
+                f"({self.sampling.max_tokens}) = {row} exceeds batching.micro_batch_tokens "
+                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
+                f"raise batching.micro_batch_tokens to {row}"
+            )
+        if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
+                f"({self.run.steps}) for schedule '{self.optimizer.schedule}': lower optimizer.warmup_steps"
+            )
+        return self

@@ -1,0 +1,162 @@
+"""Held-out prompts: win rate against the initial policy, KL to the reference, and a small probe every iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.requests import SamplePlan
+from configs.schema import RunConfig
+from pipelines.ledger import Ledger
+from pipelines.stages import Judge, Observer, Reference, Sampler
+from pipelines.timing import Stopwatch
+from preference.batching import CellPlan, Example, Floats, plan
+from preference.pairing import ratings
+from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics
+from preference.types import CandidateGroup, JudgedGroup, Prompt, Version
+from preference.winrate import length_controlled_win_rate, win_rate
+
+
+async def score(reference: Reference, layout: CellPlan) -> tuple[list[tuple[Floats, ...]], int]:
+    """Reference log-probs of a plan's examples (one array a response), and the tokens it took."""
+    real = [layout.cells[m][r] for m, r in layout.real()]
+    return layout.unpack(await reference.score(real)), sum(rows.tokens for rows in real)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One answer a held-out prompt, and every judge's scores of them (nan where a judge failed)."""
+
+    groups: tuple[CandidateGroup, ...]
+    scores: tuple[tuple[float, ...], ...]  # [judge][prompt]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(g.candidates[0].token_ids) for g in self.groups]
+
+
+class HeldOut:
+    """Samples, judges and compares answers to held-out prompts. ``judges[0]`` is the one that is trained on."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prompts: Sequence[Prompt],
+        sampler: Sampler,
+        judges: Sequence[Judge],
+        reference: Reference,
+        ledger: Ledger,
+        observer: Observer,
+    ) -> None:
+        self._config, self._prompts, self._sampler = config, tuple(prompts), sampler
+        self._judges, self._reference, self._ledger, self._observer = tuple(judges), reference, ledger, observer
+        self._before: Answers | None = None
+
+    def due(self, step: int) -> bool:
+        every = self._config.evaluation.every
+        return step == self._config.run.steps or (every > 0 and step % every == 0)
+
+    async def baseline(self) -> None:
+        """The initial policy's answers: sampled once, before the first step, and kept in the ledger."""
+        known = self._ledger.evaluation(0, {p.id: p for p in self._prompts})
+        self._before = await self._judge(known if len(known) == len(self._prompts) else await self._answer(0))
+
+    async def evaluate(self, step: int, version: Version) -> EvalReport:
+        """Fresh answers of the serving policy against the initial policy's."""
+        started = time.monotonic()
+        if self._before is None:
+            raise RuntimeError("HeldOut.evaluate needs HeldOut.baseline first")
+        before, after = self._before, await self._judge(await self._answer(step))
+        difference = np.array(after.lengths, float) - np.array(before.lengths, float)
+        judged = []
+        for judge, old, new in zip(self._judges, before.scores, after.scores, strict=True):
+            known = [i for i in range(len(old)) if np.isfinite(old[i]) and np.isfinite(new[i])]
+            olds, news = [old[i] for i in known], [new[i] for i in known]
+            outcomes = [1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(olds, news, strict=True)]
+            judged.append(
+                Judged(
+                    judge=judge.name,
+                    win_rate=win_rate(news, olds),
+                    length_controlled=length_controlled_win_rate(outcomes, difference[known].tolist()),
+                    score_before=float(np.mean(olds)),
+                    score_after=float(np.mean(news)),
+                )
+            )
+        return EvalReport(
+            step=step,
+            version=version,
+            judges=tuple(judged),
+            length_before=float(np.mean(before.lengths)),
+            length_after=float(np.mean(after.lengths)),
+            kl=await self._kl(after.groups),
+            examples=_examples(before, after),
+            seconds=time.monotonic() - started,
+        )
+
+    async def probe(self, step: int, watch: Stopwatch) -> ProbeMetrics | None:
+        """Score and KL of the policy of ``step`` on a rotating handful of held-out prompts."""
+        size = min(self._config.evaluation.probe, len(self._prompts))
+        if not size:
+            return None
+        start = (step - 1) * size
+        prompts = [self._prompts[(start + i) % len(self._prompts)] for i in range(size)]
+        with watch.stage("probe"):
+            groups = [g async for g in self._sampler.sample(prompts, self._plan(step, "probe"))]
+            judged = await self._judges[0].judge(groups)
+            scores = [s for j in judged for s in ratings(j).values()]
+            kl = await self._kl(groups)
+        return ProbeMetrics(float(np.mean(scores)) if scores else float("nan"), kl, size)
+
+    async def _answer(self, step: int) -> list[CandidateGroup]:
+        groups = []
+        tokens = 0
+        async for group in self._sampler.sample(self._prompts, self._plan(step, "eval")):
+            groups.append(group)
+            tokens += len(group.candidates[0].token_ids)
+            self._observer.stage(step, "evaluate", len(groups), len(self._prompts), tokens)
+        order = {p.id: i for i, p in enumerate(self._prompts)}
+        groups.sort(key=lambda g: order[g.prompt.id])
+        self._ledger.evaluated(step, groups)
+        return groups
+
+    async def _judge(self, groups: Sequence[CandidateGroup]) -> Answers:
+        scores = []
+        for judge in self._judges:
+            judged: list[JudgedGroup] = await judge.judge(groups)
+            found = {i: s for j in judged for i, s in ratings(j).items()}
+            scores.append(tuple(found.get(g.candidates[0].id, float("nan")) for g in groups))
+        return Answers(tuple(groups), tuple(scores))
+
+    async def _kl(self, groups: Sequence[CandidateGroup]) -> float:
+        """Mean over responses of sum_t log pi - log ref, nats: an unbiased estimate of KL(pi || ref) on fresh samples."""
+        examples = [Example(g.prompt.token_ids, (g.candidates[0].token_ids,)) for g in groups]
+        layout = plan(examples, self._config.resources.reference.actors, self._config.batching.micro_batch_tokens)
+        logps, _ = await score(self._reference, layout)
+        ratios = [sum(g.candidates[0].logprobs) - float(ref.sum()) for g, (ref,) in zip(groups, logps, strict=True)]
+        return float(np.mean(ratios))
+
+    def _plan(self, step: int, purpose: str) -> SamplePlan:
+        sampling, evaluation = self._config.sampling, self._config.evaluation
+        return SamplePlan(
+            step, purpose, 1, sampling.max_tokens, evaluation.temperature, sampling.top_p, self._config.run.seed
+        )
+
+
+def _examples(before: Answers, after: Answers, count: int = 3) -> tuple[BeforeAfter, ...]:
+    """Evenly spread by improvement, not the best ones: worst, median and best change under the first judge."""
+    change = [b - a for a, b in zip(before.scores[0], after.scores[0], strict=True)]
+    order = sorted((i for i in range(len(change)) if np.isfinite(change[i])), key=lambda i: change[i])
+    picks = sorted({order[round(k * (len(order) - 1) / (count - 1))] for k in range(count)}) if order else []
+    return tuple(
+        BeforeAfter(
+            before.groups[i].prompt.text,
+            before.groups[i].candidates[0].text,
+            after.groups[i].candidates[0].text,
+            before.scores[0][i],
+            after.scores[0][i],
+        )
+        for i in picks
+    )

@@ -1,0 +1,262 @@
+"""The durable ledger of a run: append-only journals, the lock on the run directory, and where to go on from.
+
+    run directory
+      run.json         configuration hash and fields, MLflow run, attempts
+      ledger/*.jsonl   one journal a stage; a line is "<crc32> <json>", keyed by content id
+      checkpoints/step-000008/complete.json   written last: without it there is no checkpoint
+      logs/ model/
+
+``resume`` continues from here and nowhere else: load the newest complete checkpoint, replay the journaled steps after
+it, then sample anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from preference.types import Candidate, CandidateGroup, JudgedGroup, Judgement, Pair, Prompt, ScoredPair
+
+SCHEMA = 1
+_candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
+_judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+
+
+class LedgerError(RuntimeError):
+    """The run directory is locked, damaged or belongs to another configuration."""
+
+
+class Journal:
+    """An append-only file of records. A torn last line (the process died writing it) is cut off on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.cut_bytes = 0
+        self._truncate_torn_tail()
+        self._file: IO[bytes] = path.open("ab")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+        self._file.write(b"%08x %s\n" % (zlib.crc32(body), body))
+
+    def commit(self) -> None:
+        """Everything appended so far survives a power cut from here on."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._file.flush()
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                record = _decode(line)
+                if record is None:
+                    raise LedgerError(f"{self._path}:{number}: damaged record (checksum mismatch)")
+                yield record
+
+    def close(self) -> None:
+        self.commit()
+        self._file.close()
+
+    def _truncate_torn_tail(self) -> None:
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        end = len(data)
+        if data and not data.endswith(b"\n"):
+            end = data.rfind(b"\n") + 1
+        self.cut_bytes = len(data) - end
+        if self.cut_bytes:
+            os.truncate(self._path, end)
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    try:
+        if int(checksum, 16) != zlib.crc32(body):
+            return None
+        record: dict[str, Any] = json.loads(body)
+    except ValueError:
+        return None
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class JournaledStep:
+    """Everything paid for in one step: judged candidates, and the reference scores of its pairs by pair id."""
+
+    judged: tuple[JudgedGroup, ...]
+    scores: Mapping[str, tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """``run.json``: what the run is, so that a later attempt can tell whether it may go on with it."""
+
+    config_hash: str
+    fields: dict[str, str]
+    mlflow_run: str
+    attempts: int
+    logged_step: int  # last step that reached MLflow
+    schema: int = SCHEMA
+
+
+class Ledger:
+    """Open journals of one run directory, held under an exclusive lock."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        (run_dir / "ledger").mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs").mkdir(exist_ok=True)
+        self._lock = _lock(run_dir / "lock")
+        self._journals = {
+            name: Journal(run_dir / "ledger" / f"{name}.jsonl")
+            for name in ("candidates", "judgements", "scores", "steps", "evals")
+        }
+
+    # -- what stages leave behind ---------------------------------------------------------------------------------
+
+    def judged(self, step: int, groups: Sequence[JudgedGroup]) -> None:
+        """Journal candidates and judgements of ``step`` as they arrive."""
+        for g in groups:
+            for c in g.group.candidates:
+                self._journals["candidates"].append({"step": step, **_candidate.dump_python(c, mode="json")})
+            self._journals["judgements"].append(
+                {
+                    "step": step,
+                    "prompt_id": g.group.prompt.id,
+                    "judgements": [_judgement.dump_python(j, mode="json") for j in g.judgements],
+                }
+            )
+
+    def prepared(self, step: int, scored: Sequence[ScoredPair]) -> None:
+        """Journal reference scores, then mark the step's data complete: it can be replayed from here on."""
+        for s in scored:
+            self._journals["scores"].append(
+                {"step": step, "pair": s.pair.id, "chosen": s.chosen_ref.tolist(), "rejected": s.rejected_ref.tolist()}
+            )
+        for name in ("candidates", "judgements", "scores"):
+            self._journals[name].commit()
+        self._journals["steps"].append({"step": step, "event": "prepared", "pairs": [s.pair.id for s in scored]})
+        self._journals["steps"].commit()
+
+    def trained(self, step: int, version: str, loss: float | None) -> None:
+        self._journals["steps"].append({"step": step, "event": "trained", "version": version, "loss": loss})
+        self._journals["steps"].commit()
+
+    def evaluated(self, step: int, groups: Sequence[CandidateGroup]) -> None:
+        for g in groups:
+            for c in g.candidates:
+                self._journals["evals"].append({"step": step, **_candidate.dump_python(c, mode="json")})
+        self._journals["evals"].commit()
+
+    # -- what a later attempt finds ------------------------------------------------------------------------------
+
+    def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, JournaledStep]:
+        """The journaled steps whose data is complete, by step number."""
+        complete = {r["step"] for r in self._journals["steps"] if r["event"] == "prepared"}
+        candidates: dict[tuple[int, str], dict[str, Candidate]] = {}
+        for r in self._journals["candidates"]:
+            step = r.pop("step")
+            if step in complete:
+                c = _candidate.validate_python(r, strict=False)
+                candidates.setdefault((step, c.prompt_id), {})[c.id] = c
+        groups: dict[int, dict[str, JudgedGroup]] = {}
+        for r in self._journals["judgements"]:
+            key = (r["step"], r["prompt_id"])
+            if key in candidates and r["prompt_id"] in prompts:
+                ordered = tuple(sorted(candidates[key].values(), key=lambda c: c.index))
+                judgements = tuple(_judgement.validate_python(j) for j in r["judgements"])
+                group = CandidateGroup(prompts[r["prompt_id"]], ordered)
+                groups.setdefault(r["step"], {})[r["prompt_id"]] = JudgedGroup(group, judgements)
+        scores: dict[int, dict[str, Any]] = {}
+        for r in self._journals["scores"]:
+            arrays = (np.array(r["chosen"], np.float32), np.array(r["rejected"], np.float32))
+            scores.setdefault(r["step"], {})[r["pair"]] = arrays
+        return {s: JournaledStep(tuple(groups.get(s, {}).values()), scores.get(s, {})) for s in sorted(complete)}
+
+    def evaluation(self, step: int, prompts: Mapping[str, Prompt]) -> list[CandidateGroup]:
+        """Journaled held-out answers of ``step``; empty where there are none."""
+        found: dict[str, Candidate] = {}
+        for r in self._journals["evals"]:
+            if r.pop("step") == step:
+                c = _candidate.validate_python(r)
+                found[c.prompt_id] = c
+        return [CandidateGroup(prompts[i], (c,)) for i, c in found.items() if i in prompts]
+
+    def pairs_of(self, step: JournaledStep, pairs: Sequence[Pair]) -> list[ScoredPair] | None:
+        """``pairs`` with their journaled scores; None where a score is missing."""
+        if any(p.id not in step.scores for p in pairs):
+            return None
+        return [ScoredPair(p, *step.scores[p.id]) for p in pairs]
+
+    @property
+    def cut_bytes(self) -> int:
+        """Bytes of torn records cut off on opening."""
+        return sum(j.cut_bytes for j in self._journals.values())
+
+    def close(self) -> None:
+        for journal in self._journals.values():
+            journal.close()
+        self._lock.close()
+
+
+def read_record(run_dir: Path) -> RunRecord | None:
+    path = run_dir / "run.json"
+    if not path.exists():
+        return None
+    try:
+        return RunRecord(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise LedgerError(f"{path} is damaged: {error}") from None
+
+
+def write_record(run_dir: Path, record: RunRecord) -> None:
+    partial = run_dir / "run.json.partial"
+    partial.write_text(json.dumps({f: getattr(record, f) for f in record.__dataclass_fields__}, indent=1))
+    os.replace(partial, run_dir / "run.json")
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def complete_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of the checkpoints marked complete, oldest first."""
+    marks = sorted((run_dir / "checkpoints").glob("step-*/complete.json"))
+    return [(int(json.loads(m.read_text())["step"]), m.parent) for m in marks]
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` complete checkpoints, and what was never completed before them."""
+    complete = complete_checkpoints(run_dir)
+    kept = {path for _, path in complete[-keep:]}
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if path not in kept and complete and path.name < complete[-1][1].name:
+            shutil.rmtree(path)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Exclusive lock on a run directory, held until the returned file is closed or the process dies."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise LedgerError(f"{path.parent} is in use by {owner}; two runs never share a directory") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

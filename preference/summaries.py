@@ -1,0 +1,51 @@
+"""Judged candidates and trained pairs -> the figures and rows of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from preference.pairing import ratings
+from preference.reports import SampleMetrics, SampleRow
+from preference.types import FinishReason, JudgedGroup, JudgeFailure, ScoredPair, Version
+
+
+def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
+    """Over every candidate of ``judged``, trained on or not; scores over those that have one (nan if none)."""
+    candidates = [c for j in judged for c in j.group.candidates]
+    scores = [s for j in judged for s in ratings(j).values()]
+    return SampleMetrics(
+        score=_mean(scores),
+        score_std=float(np.std(scores)) if scores else float("nan"),
+        length=_mean(len(c.token_ids) for c in candidates),
+        missing_eos=_mean(c.finish_reason is not FinishReason.STOP for c in candidates),
+        entropy=_mean(-sum(c.logprobs) for c in candidates),
+        judge_failures=sum(isinstance(x, JudgeFailure) for j in judged for x in j.judgements),
+    )
+
+
+def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[ScoredPair]) -> tuple[SampleRow, ...]:
+    """One row a candidate, saying what became of it."""
+    chosen = {s.pair.chosen.id for s in scored}
+    rejected = {s.pair.rejected.id for s in scored}
+    rows = []
+    for j in judged:
+        scores = ratings(j)
+        for c in j.group.candidates:
+            role = "chosen" if c.id in chosen else "rejected" if c.id in rejected else "unused"
+            score = scores.get(c.id, float("nan"))
+            rows.append(
+                SampleRow(j.group.prompt.id, j.group.prompt.text, c.text, score, role, str(c.version_max), len(c.token_ids))
+            )
+    return tuple(rows)
+
+
+def ages(scored: Sequence[ScoredPair], current: Version) -> tuple[int, ...]:
+    """How many versions old each pair is when it is trained."""
+    return tuple(s.pair.version.age_at(current) for s in scored)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else float("nan")

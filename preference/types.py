@@ -1,0 +1,195 @@
+"""The data, in the order it flows: Prompt -> Candidate -> Judgement -> Pair -> ScoredRow -> weights v+1.
+
+One frozen dataclass per arrow. A later stage gets a new type, never an optional field filled in later.
+Everything here is plain Python and numpy, so a record can be journaled, hashed and sent between actors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def content_id(*parts: object) -> str:
+    """The content hash that keys a record in the ledger: 16 hex digits of SHA-256 over JSON of ``parts``."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Version:
+    """Which weights: ``incarnation`` grows at every rollback, ``step`` counts publishes. Ordered as a pair.
+
+    The incarnation is compared first, so what a dead incarnation left behind never looks newer.
+    """
+
+    incarnation: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Inverse of ``str``; raises ValueError on anything else."""
+        incarnation, _, step = text.partition(".")
+        return cls(int(incarnation), int(step))
+
+    def age_at(self, current: Version) -> int:
+        """How many publishes ``current`` is ahead of this version, in units of versions."""
+        return current.step - self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation to be answered and its token ids under the policy's chat template."""
+
+    id: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+    meta: str = "{}"
+    """JSON object that travelled with the prompt (constraints of a verifiable prompt, a reference answer ...)."""
+
+    @property
+    def text(self) -> str:
+        """The last user turn: what a person reads in a table."""
+        return self.messages[-1].content
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the policy emitted its end-of-sequence token
+    LENGTH = "length"  # cut off at max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One sampled response. Training uses ``token_ids`` as sampled, never re-tokenised ``text``."""
+
+    id: str
+    prompt_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    """Sampled ids, the end-of-sequence token included where the policy emitted one."""
+    logprobs: tuple[float, ...]
+    """log pi(token | prefix) of the untempered policy, one per token of ``token_ids``, in nats."""
+    text: str
+    finish_reason: FinishReason
+    version_min: Version
+    version_max: Version
+    """Oldest and newest weights that sampled a token of it (they differ only for in-flight weight updates)."""
+    player: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateGroup:
+    """All candidates of one prompt: the unit that judges and pairing work on."""
+
+    prompt: Prompt
+    candidates: tuple[Candidate, ...]
+
+
+class Outcome(StrEnum):
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    ABSTAIN = "abstain"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeInfo:
+    """Who judged: kind and name, and the hash of whatever defines its values (template, guidelines, code path)."""
+
+    name: str
+    definition_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A pointwise judgement. There is a value or an error, never an invented value for a failure."""
+
+    candidate_id: str
+    value: float
+    judge: JudgeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A pairwise judgement. ``probability`` is P(first is better), both orders averaged where the judge has orders."""
+
+    first_id: str
+    second_id: str
+    outcome: Outcome
+    probability: float
+    judge: JudgeInfo
+    order_flipped: bool = False
+    rationale: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFailure:
+    """The judge raised, timed out or answered garbage about these candidates. Counted, never a verdict."""
+
+    candidate_ids: tuple[str, ...]
+    outcome: Outcome  # ABSTAIN or FAILED
+    error: str
+    judge: JudgeInfo
+
+
+Judgement = Rating | Verdict | JudgeFailure
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedGroup:
+    group: CandidateGroup
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: ``chosen`` over ``rejected`` as answers to ``prompt``."""
+
+    id: str
+    prompt: Prompt
+    chosen: Candidate
+    rejected: Candidate
+    margin: float
+    """Judge score of chosen minus rejected, in the judge's units (> 0)."""
+
+    @property
+    def version(self) -> Version:
+        """The oldest weights that sampled any of it: what its age is counted from."""
+        return min(self.chosen.version_min, self.rejected.version_min)
+
+
+class Fate(StrEnum):
+    """What became of a prompt. Every prompt has exactly one; the counts add up to the prompts sampled."""
+
+    TRAINED = "trained"
+    TIED = "tied"
+    IDENTICAL = "identical"
+    UNFINISHED = "unfinished"  # too few candidates left under the missing-EOS policy
+    JUDGE_FAILED = "judge_failed"
+    ABSTAINED = "abstained"
+    STALE = "stale"
+    TOO_LONG = "too_long"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A pair with the reference's log-probs, per response token (nats, fp32), as the trainer's own code computes them."""
+
+    pair: Pair
+    chosen_ref: NDArray[np.float32]  # [len(chosen.token_ids)]
+    rejected_ref: NDArray[np.float32]  # [len(rejected.token_ids)]
