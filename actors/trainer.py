@@ -259,6 +259,9 @@ def zero_config(setup: TrainerSetup) -> dict[str, Any]:
         "zero_optimization": {
             "stage": 3,
             "overlap_comm": setup.on_gpu,
+            # Elements gathered or reduced at a time. The default of 5e8 buffers all gradients of a small model at once.
+            "reduce_bucket_size": setup.bucket_bytes // 2,
+            "stage3_prefetch_bucket_size": setup.bucket_bytes // 2,
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,
         },

@@ -19,7 +19,7 @@ from actors.commands import (
     Train,
     TrainDone,
 )
-from actors.pool import remote_call
+from actors.pool import process_env, remote_call
 from actors.trainer import TrainerSetup, train_worker
 from actors.stream import CommandStream
 from configs.schema import RunConfig
@@ -40,7 +40,7 @@ class TrainRun:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         group = config.resources.trainer
-        env = {**quiet_env(), "OMP_NUM_THREADS": str(group.threads), "DS_ACCELERATOR": "cuda" if group.gpus else "cpu"}
+        env = {**process_env(group), "DS_ACCELERATOR": "cuda" if group.gpus else "cpu"}
         resources = {"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus else {}), **group.custom}
         trainer = TorchTrainer(
             train_worker,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.weights import WeightFiles
-from pipelines.ledger import complete_checkpoints
+from pipelines.ledger import complete_checkpoints, read_record
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def export_published(directory: Path, model_path: Path, out: Path) -> Path:
     return export_weights(WeightFiles.open(directory), model_path, out)
 
 
-def export_run(run_dir: Path, model_path: Path, dtype: str, out: Path) -> Path:
+def export_run(run_dir: Path, out: Path) -> Path:
     """Export a run: its final model, or else its newest complete checkpoint. Refuses to overwrite what it did not write.
 
     Raises ExportError naming what is missing.
@@ -58,7 +58,10 @@ def export_run(run_dir: Path, model_path: Path, dtype: str, out: Path) -> Path:
             f"{run_dir} holds neither a final model nor a complete checkpoint; "
             f"let the run reach its first checkpoint (checkpoint.every)"
         )
-    return export_weights(_checkpoint_weights(checkpoints[-1][1], dtype), model_path, out)
+    record = read_record(run_dir)
+    assert record is not None, f"{run_dir} has checkpoints but no run.json"
+    weights = _checkpoint_weights(checkpoints[-1][1], record.fields["model.dtype"])
+    return export_weights(weights, Path(record.fields["model.path"]), out)
 
 
 def _checkpoint_weights(checkpoint: Path, dtype: str) -> Iterable[tuple[str, torch.Tensor]]:

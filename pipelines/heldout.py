@@ -17,7 +17,7 @@ from preference.batching import CellPlan, Example, Floats, plan
 from preference.pairing import ratings
 from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics
 from preference.types import CandidateGroup, JudgedGroup, Prompt, Version
-from preference.winrate import length_controlled_win_rate, win_rate
+from preference.winrate import length_controlled_win_rate, outcomes, win_rate
 
 
 async def score(reference: Reference, layout: CellPlan) -> tuple[list[tuple[Floats, ...]], int]:
@@ -59,6 +59,10 @@ class HeldOut:
         every = self._config.evaluation.every
         return step == self._config.run.steps or (every > 0 and step % every == 0)
 
+    def answer_with(self, sampler: Sampler) -> None:
+        """Let another model answer from here on (comparing two models outside a run)."""
+        self._sampler = sampler
+
     async def baseline(self) -> None:
         """The initial policy's answers: sampled once, before the first step, and kept in the ledger."""
         known = self._ledger.evaluation(0, {p.id: p for p in self._prompts})
@@ -75,12 +79,11 @@ class HeldOut:
         for judge, old, new in zip(self._judges, before.scores, after.scores, strict=True):
             known = [i for i in range(len(old)) if np.isfinite(old[i]) and np.isfinite(new[i])]
             olds, news = [old[i] for i in known], [new[i] for i in known]
-            outcomes = [1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(olds, news, strict=True)]
             judged.append(
                 Judged(
                     judge=judge.name,
                     win_rate=win_rate(news, olds),
-                    length_controlled=length_controlled_win_rate(outcomes, difference[known].tolist()),
+                    length_controlled=length_controlled_win_rate(outcomes(news, olds), difference[known]),
                     score_before=float(np.mean(olds)),
                     score_after=float(np.mean(news)),
                 )

@@ -195,3 +195,19 @@ class OnlineLoop:
                 f"judge {self._config.judge.rule} failed on {len(failures)} of {len(judged)} prompts "
                 f"(judge.max_failure_rate = {limit}); first error: {failures[0].error}"
             )
+
+
+if __name__ == "__main__":
+    import click
+
+    from pipelines.cli import RESUME, run
+
+    @click.command(help="The same as `rondo run`.")
+    @click.option("--config", required=True)
+    @click.argument("overrides", nargs=-1)
+    @RESUME
+    @click.pass_context
+    def main(context: click.Context, config: str, overrides: tuple[str, ...], resume: str) -> None:
+        context.invoke(run, config=config, overrides=overrides, resume=resume)
+
+    main()

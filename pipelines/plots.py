@@ -6,12 +6,13 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from preference.reports import EvalReport, StepReport
+from preference.reports import EvalReport, SampleRow, StepReport
 from preference.types import Fate
 
 History = Mapping[str, Mapping[int, float]]
@@ -147,6 +148,20 @@ def history_of(steps: Sequence[StepReport], evaluations: Sequence[EvalReport]) -
         for name, value in values.items():
             history.setdefault(name, {})[step] = value
     return history
+
+
+def repetition(before: Sequence[SampleRow], after: Sequence[SampleRow]) -> tuple[float, float] | None:
+    """Share of three-word phrases that occur more than once, in equally many responses of both; None without any."""
+    shares = []
+    for rows in (before, after):
+        phrases: Counter[tuple[str, ...]] = Counter()
+        for row in rows[: min(len(before), len(after))]:  # a larger pool repeats more
+            words = row.response.lower().split()
+            phrases.update(zip(words, words[1:], words[2:], strict=False))
+        if not phrases:
+            return None
+        shares.append(sum(n for n in phrases.values() if n > 1) / phrases.total())
+    return shares[0], shares[1]
 
 
 def reward_figure(history: History) -> Any:

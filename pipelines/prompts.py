@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,36 +106,39 @@ def _permutation(ids: tuple[str, ...], seed: int, epoch: int) -> list[str]:
     return _permutations[key]
 
 
-class _Tokenize:
+def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, list[Any]]:
     """Ray Data stage: lines of a prompt file -> ids, messages, meta and chat-template token ids."""
+    tokenizer = _tokenizer(model_path)
+    out: dict[str, list[Any]] = {"id": [], "messages": [], "meta": [], "token_ids": []}
+    for line in batch["text"]:
+        identifier, messages, meta = parse_line(str(line))
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        out["id"].append(identifier)
+        out["messages"].append(json.dumps(turns))
+        out["meta"].append(meta)
+        out["token_ids"].append(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    return out
 
-    def __init__(self, model_path: str) -> None:
-        from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+@lru_cache(maxsize=1)
+def _tokenizer(model_path: str) -> Any:
+    from transformers import AutoTokenizer
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        out: dict[str, list[Any]] = {"id": [], "messages": [], "meta": [], "token_ids": []}
-        for line in batch["text"]:
-            identifier, messages, meta = parse_line(str(line))
-            turns = [{"role": m.role, "content": m.content} for m in messages]
-            out["id"].append(identifier)
-            out["messages"].append(json.dumps(turns))
-            out["meta"].append(meta)
-            out["token_ids"].append(
-                self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-            )
-        return out
+    return AutoTokenizer.from_pretrained(model_path)
 
 
 def load_prompts(path: str, model: Model, prompts: Prompts, cpus: float) -> PromptSet:
-    """Read and tokenise ``path`` on the cluster. Raises PromptError on too long prompts under ``too_long: stop``."""
+    """Read and tokenise ``path`` on the cluster with tasks of ``cpus`` / 2 each, so that two stages can always run.
+
+    Raises PromptError on too long prompts under ``too_long: stop``.
+    """
     import ray
 
     check_file(path)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = (
-        ray.data.read_text(path, drop_empty_lines=True, ray_remote_args={"num_cpus": cpus})
-        .map_batches(_Tokenize, fn_constructor_args=(model.path,), compute=ray.data.ActorPoolStrategy(size=1), num_cpus=cpus)
+        ray.data.read_text(path, drop_empty_lines=True, ray_remote_args={"num_cpus": cpus / 2})
+        .map_batches(_tokenize, fn_kwargs={"model_path": model.path}, num_cpus=cpus / 2)
         .take_all()
     )
     loaded: dict[str, Prompt] = {}

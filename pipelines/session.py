@@ -18,7 +18,7 @@ from actors.sampler import SamplerPool
 from actors.trainer_group import TrainerGroup
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
 from configs.schema import RunConfig
-from pipelines.doctor import refuse_unfit
+from pipelines.doctor import cluster_shortfalls, refuse_unfit
 from pipelines.export import export_published
 from pipelines.heldout import HeldOut
 from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
@@ -108,12 +108,13 @@ async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) 
     status = "FAILED"
     tracker: Tracker | None = None
     try:
-        tracker = Tracker.open(config, run_dir, record.mlflow_run or None)
+        tracker = Tracker.open(config, run_dir, record.mlflow_run or None, warn=progress.warning)
         tracker.log_prompts(config.prompts.train, config.prompts.heldout)
         record = replace(record, mlflow_run=tracker.run_id)
         write_record(run_dir, record)
         watchers = Watchers(progress, tracker, run_dir, record, config.run.steps)
-        _join_cluster()
+        join_cluster(config)
+        quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
         await _attempt(config, run_dir, record, ledger, watchers, progress, tracker)
         status = "FINISHED"
         return watchers.last_evaluation
@@ -149,7 +150,7 @@ async def _attempt(
     trainer = TrainerGroup(config, run_dir, attempt, str(checkpoint) if checkpoints else "")
     try:
         progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
-        loading = asyncio.to_thread(_load_all_prompts, config)
+        loading = asyncio.to_thread(load_all_prompts, config)
         prompts, heldout_prompts, too_long = await loading
         if too_long:
             progress.message(f"{len(too_long)} prompts are too long and left out: {', '.join(too_long[:5])}")
@@ -179,7 +180,7 @@ async def _attempt(
             shutil.rmtree(weights_dir, ignore_errors=True)
 
 
-def _load_all_prompts(config: RunConfig) -> tuple[Any, list[Prompt], tuple[str, ...]]:
+def load_all_prompts(config: RunConfig) -> tuple[Any, list[Prompt], tuple[str, ...]]:
     cpus = config.resources.data_cpus
     train = load_prompts(config.prompts.train, config.model, config.prompts, cpus)
     heldout = load_prompts(config.prompts.heldout, config.model, config.prompts, cpus)
@@ -223,7 +224,7 @@ def _finish(
         progress.final(watchers.last_evaluation, model, tracker.ui_command())
 
 
-def _join_cluster() -> None:
+def join_cluster(config: RunConfig) -> None:
     """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
     import ray
 
@@ -237,3 +238,6 @@ def _join_cluster() -> None:
         ray.init(**options)
     except ConnectionError as error:
         raise StageFailed(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no cluster answers there: {error}") from None
+    missing = cluster_shortfalls(config, ray.cluster_resources())
+    if missing:
+        raise StageFailed("the cluster cannot hold this run:\n  " + "\n  ".join(missing))

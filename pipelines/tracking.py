@@ -6,10 +6,13 @@ not be delivered waits in memory for the next call, and ``finish`` says loudly w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -25,6 +28,7 @@ from pipelines import plots
 from pipelines.plots import METRICS as METRICS
 from preference.reports import BeforeAfter, EvalReport, SampleRow, StepReport
 
+Warn = Callable[[str], None]
 _QUEUE = 512  # deliveries kept while MLflow is down: a table and a batch of metrics an iteration
 _TABLES = 100  # tables the UI is told about: they are named in one tag, and a tag holds 8000 characters
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")  # retrying cannot help
@@ -37,21 +41,16 @@ class TrackingError(Exception):
 class Tracker:
     """One run in MLflow. Made by ``open``; every ``log_*`` returns without raising."""
 
-    def __init__(self, client: Any, run_id: str, uri: str, warn: Callable[[str], None]) -> None:
-        self.run_id = run_id
-        self.uri = uri
-        self._client = client
-        self._warn = warn
-        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
+    def __init__(self, client: Any, run_id: str, uri: str, warn: Warn) -> None:
+        self.run_id, self.uri = run_id, uri
+        self._client, self._warn = client, warn
+        self._queue: deque[tuple[str, Callable[[], None], bool]] = deque()
         self._lost: list[str] = []
-        self._down = False
         self._unknown: set[str] = set()
-        self._last_step = 0
+        self._down, self._last_step = False, 0
 
     @classmethod
-    def open(
-        cls, config: RunConfig, run_dir: Path, run_id: str | None = None, warn: Callable[[str], None] | None = None
-    ) -> Tracker:
+    def open(cls, config: RunConfig, run_dir: Path, run_id: str | None = None, warn: Warn | None = None) -> Tracker:
         """Create the run, or continue ``run_id``. Raises TrackingError when MLflow cannot be reached at all.
 
         Parameters are written once, at creation; what may differ between attempts is kept current in tags.
@@ -66,7 +65,7 @@ class Tracker:
 
             old = _find_run(client, run_id, warn) if run_id else None
             attempt = int(old.data.tags.get("attempt", "1")) + 1 if old else 1
-            everything = flatten(config)
+            everything = flatten(config) | {"tracking.uri": _public(config.tracking.uri)}
             facts = plots.package_versions() | plots.hardware_facts() | plots.git_facts()
             tags = {k: v for k, v in everything.items() if k not in scientific(config)} | facts
             tags |= {"attempt": str(attempt), "run_dir": str(run_dir), "config_hash": config_hash(config)}
@@ -85,7 +84,7 @@ class Tracker:
         except TrackingError:
             raise
         except Exception as error:
-            raise TrackingError(f"MLflow at {uri} cannot be used: {_brief(error)}; check tracking.uri") from error
+            raise TrackingError(f"MLflow at {_public(uri)} fails: {_brief(error)}; check tracking.uri") from error
         return cls(client, new_id, uri, warn)
 
     def log_step(self, report: StepReport) -> None:
@@ -104,21 +103,18 @@ class Tracker:
         """Both prompt files as dataset inputs: name, digest of the content and number of rows."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        def send() -> None:
-            inputs = []
-            for path, context in ((Path(train_path), "training"), (Path(heldout_path), "heldout")):
-                content = path.read_bytes()
-                dataset = Dataset(
-                    name=path.stem,
-                    digest=hashlib.sha256(content).hexdigest()[:16],
-                    source_type="local",
-                    source=json.dumps({"uri": str(path)}),
-                    profile=json.dumps({"num_rows": sum(1 for line in content.splitlines() if line.strip())}),
-                )
-                inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-            self._client.log_inputs(self.run_id, datasets=inputs)
-
-        self._deliver("prompt files", send)
+        inputs = []
+        for path, context in ((Path(train_path), "training"), (Path(heldout_path), "heldout")):
+            content = path.read_bytes() if path.is_file() else b""
+            dataset = Dataset(
+                name=path.stem,
+                digest=hashlib.sha256(content).hexdigest()[:16],
+                source_type="local",
+                source=json.dumps({"uri": str(path)}),
+                profile=json.dumps({"num_rows": sum(1 for line in content.splitlines() if line.strip())}),
+            )
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        self._deliver("prompt files", lambda: self._client.log_inputs(self.run_id, datasets=inputs))
 
     def log_plots(self) -> None:
         """Draw the whole history of the run, earlier attempts included: reward, reward against KL, win rate."""
@@ -127,12 +123,11 @@ class Tracker:
             history: dict[str, dict[int, float]] = {}
             for name in self._client.get_run(self.run_id).data.metrics:
                 if name.startswith(("eval/", "objective/", "probe/")):
-                    points = self._client.get_metric_history(self.run_id, name)
-                    history[name] = {point.step: point.value for point in points}
+                    history[name] = {p.step: p.value for p in self._client.get_metric_history(self.run_id, name)}
             for name, figure in plots.all_figures(history).items():
                 self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
 
-        self._deliver("plots", send)
+        self._deliver("plots", send, artifact=True)
 
     def log_model(self, export_dir: str | Path, name: str) -> str | None:
         """Register a Hugging Face directory under ``name``, alias "candidate"; its files are copied, never loaded.
@@ -140,7 +135,8 @@ class Tracker:
         Returns the registry version, or None after a warning: the model itself is safe in ``export_dir``.
         """
         try:
-            return _register(self._client, self.run_id, Path(export_dir), name, self._last_step)
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints there, whatever its logging level
+                return _register(self._client, self.run_id, Path(export_dir), name, self._last_step)
         except Exception as error:
             self._lost.append("registered model")
             self._warn(f"MLflow did not register the model ({_brief(error)}); it is in {export_dir}")
@@ -154,19 +150,18 @@ class Tracker:
             if self._queue:
                 time.sleep(pause)
                 self._flush()
-        missing = self._lost + [what for what, _ in self._queue]
-        if missing:
+        if missing := self._lost + [what for what, _, _ in self._queue]:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             self._warn(f"MLFLOW IS INCOMPLETE: {len(missing)} entries of run {self.run_id} never arrived: {shown}")
 
     def ui_command(self) -> str:
         """The one command that shows this run: starts MLflow's UI on a database, or names the server."""
         if self.uri.startswith(("http://", "https://")):
-            return f"open {self.uri}"
+            return f"open {_public(self.uri)}"
         program = Path(sys.executable).parent / "mlflow"
         if program.is_relative_to(Path.cwd()):
             program = program.relative_to(Path.cwd())
-        return shlex.join([str(program), "ui", "--backend-store-uri", self.uri, "--port", "5000"])
+        return shlex.join([str(program), "ui", "--backend-store-uri", _public(self.uri), "--port", "5000"])
 
     def _metrics(self, values: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
         from mlflow.entities import Metric, RunTag
@@ -184,45 +179,47 @@ class Tracker:
         if not rows:
             return
         columns = ["step", *(field.name for field in fields(rows[0]))]
-        data = [[step, *astuple(row)] for row in rows]
+        text = json.dumps({"columns": columns, "data": [[step, *astuple(row)] for row in rows]}, ensure_ascii=False)
+        text = text.encode(errors="replace").decode()  # half a surrogate pair, cut off with its token
 
         def send() -> None:
-            self._client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), path)
+            self._client.log_text(self.run_id, text, path)
             tables = json.loads(self._client.get_run(self.run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
             entry = {"path": path, "type": "table"}
             tables = [*[t for t in tables if t != entry][1 - _TABLES :], entry]
             self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(tables))
 
-        self._deliver(path, send)
+        self._deliver(path, send, artifact=True)
 
-    def _deliver(self, what: str, send: Callable[[], None]) -> None:
-        self._queue.append((what, send))
+    def _deliver(self, what: str, send: Callable[[], None], artifact: bool = False) -> None:
+        self._queue.append((what, send, artifact))
         if len(self._queue) > _QUEUE:
             self._lost.append(self._queue.popleft()[0])
         self._flush()
 
     def _flush(self) -> None:
-        waiting = len(self._queue)
-        while self._queue:
-            what, send = self._queue[0]
+        waiting, failed = len(self._queue), set[bool]()
+        for _ in range(waiting):
+            what, send, artifact = self._queue.popleft()
+            if artifact in failed:  # database and artifact store fail apart; neither is asked again in this call
+                self._queue.append((what, send, artifact))
+                continue
             try:
                 send()
             except Exception as error:
                 code = getattr(error, "error_code", None)
-                may_recover = isinstance(error, OSError) if code is None else code not in _PERMANENT
-                if not may_recover:  # the data is wrong, not the server: it must not hold up what is behind it
-                    self._queue.popleft()
+                if not isinstance(error, OSError) if code is None else code in _PERMANENT:
                     self._lost.append(what)
                     self._warn(f"MLflow refused {what}: {_brief(error)}")
                     continue
                 if not self._down:
                     self._warn(f"MLflow failed ({_brief(error)}); the run goes on and what is unsent is tried again")
                 self._down = True
-                return
-            self._queue.popleft()
-        if self._down:
+                failed.add(artifact)
+                self._queue.append((what, send, artifact))
+        if self._down and not self._queue:
             self._warn(f"MLflow is back: {waiting} waiting entries delivered")
-        self._down = False
+            self._down = False
 
 
 def _connect(uri: str) -> Any:
@@ -231,9 +228,7 @@ def _connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     import mlflow
-    from mlflow.utils.logging_utils import disable_logging
 
-    disable_logging()
     for name in ("mlflow", "alembic", "sqlalchemy"):  # also where quiet_driver took MLflow's handlers away
         logging.getLogger(name).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri)  # Model.log and the registry know no other way to be told
@@ -252,7 +247,7 @@ def _experiment(client: Any, name: str, location: str | None) -> str:
     return str(found.experiment_id)
 
 
-def _find_run(client: Any, run_id: str, warn: Callable[[str], None]) -> Any:
+def _find_run(client: Any, run_id: str, warn: Warn) -> Any:
     """The run to continue; None where the store lost it, which must not make a run impossible to resume."""
     try:
         run = client.get_run(run_id)
@@ -269,10 +264,9 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     import mlflow.transformers
     from mlflow.models import Model
 
-    tokenizer = export_dir / "tokenizer_config.json"
-    chat = (export_dir / "chat_template.jinja").exists() or (
-        tokenizer.exists() and "chat_template" in tokenizer.read_text()
-    )
+    chat = (export_dir / "chat_template.jinja").exists()
+    if (tokenizer := export_dir / "tokenizer_config.json").exists():
+        chat |= '"chat_template"' in tokenizer.read_text()
     run = client.get_run(run_id)
     # Model.log alone would file the model under the process-wide experiment; start_run would end the run again.
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params)
@@ -298,6 +292,9 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     return version
 
 
+def _public(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)  # a password inside a URI is for nobody's eyes
+
+
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {_public(str(error).strip().partition(chr(10))[0][:300])}"

@@ -29,8 +29,7 @@ def vader_sentiment(prompt: Prompt, responses: Sequence[str]) -> Sequence[float]
     Source: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text",
     ICWSM 2014. The score saturates: some six strongly positive words are within 0.03 of the maximum.
     """
-    score = _vader()
-    return [_finite(score(response), "VADER", response) for response in responses]
+    return _scores(_vader(), "VADER", responses)
 
 
 def pattern_sentiment(prompt: Prompt, responses: Sequence[str]) -> Sequence[float]:
@@ -39,28 +38,34 @@ def pattern_sentiment(prompt: Prompt, responses: Sequence[str]) -> Sequence[floa
     The mean over rated words and phrases after negation and intensifiers, so repeating praise does not raise it.
     Source: De Smedt and Daelemans, "Pattern for Python", JMLR 13, 2012.
     """
-    score = _pattern()
-    return [_finite(score(response), "Pattern", response) for response in responses]
+    return _scores(_pattern(), "Pattern", responses)
 
 
 def verifiable(prompt: Prompt, responses: Sequence[str]) -> Sequence[float]:
     """Share of the prompt's constraints that each response satisfies as written, in [0, 1]; an empty one scores 0.
 
     The constraints are ``instruction_id_list`` and ``kwargs`` of ``prompt.meta`` (IFEval's names, arXiv 2311.07911).
+    The two case checkers also ask langdetect whether the text is English, which is a guess for a handful of words.
     Raises ValueError on missing, unknown or incompletely specified constraints.
     """
-    return [_finite(share[0], "IFEval strict", "") for share in _shares(prompt, responses)]
+    return [strict for strict, _ in _shares(prompt, responses)]
 
 
 def verifiable_loose(prompt: Prompt, responses: Sequence[str]) -> Sequence[float]:
     """As ``verifiable``, but a constraint also counts where it holds without the first or last line or asterisks."""
-    return [_finite(share[1], "IFEval loose", "") for share in _shares(prompt, responses)]
+    return [loose for _, loose in _shares(prompt, responses)]
 
 
-def _finite(value: float, rule: str, response: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{rule} gave {value} for {response[:80]!r}")
-    return float(value)
+def _scores(score: Callable[[str], float], rule: str, responses: Sequence[str]) -> list[float]:
+    values = []
+    for response in responses:
+        if not isinstance(response, str):  # Pattern would score anything else 0
+            raise TypeError(f"{rule} rates text, not {type(response).__name__}")
+        value = score(response)
+        if not math.isfinite(value):
+            raise ValueError(f"{rule} gave {value} for {response[:80]!r}")
+        values.append(value)
+    return values
 
 
 @lru_cache(maxsize=1)

@@ -73,9 +73,7 @@ def test_file_is_well_formed(name: str) -> None:
     assert len(rows) >= MINIMUM[name]
     fields = {"id", "prompt"} | ({"instruction_id_list", "kwargs"} if name.startswith("verifiable") else set())
     assert {frozenset(row) for row in rows} == {frozenset(fields)}
-    assert all(
-        row["prompt"] == row["prompt"].strip() and row["prompt"].isascii() or "é" in row["prompt"] for row in rows
-    )
+    assert all(row["prompt"] == " ".join(row["prompt"].split()) != "" for row in rows)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -108,7 +106,7 @@ def test_sentiment_prompts_vary_in_form(name: str) -> None:
     words = [normalised(row["prompt"]).split() for row in load(name)]
     assert all(6 <= len(w) <= 26 for w in words)
     first = Counter(w[0] for w in words)
-    assert max(first.values()) <= 0.08 * len(words)
+    assert max(first.values()) <= 0.07 * len(words)
     assert len(first) >= 50
     assert max(Counter(tuple(w[:2]) for w in words).values()) <= 0.06 * len(words)
     assert max(Counter(tuple(w[:3]) for w in words).values()) <= 0.03 * len(words)

@@ -60,7 +60,7 @@ def test_no_responses_give_no_scores(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", [rules.vader_sentiment, rules.pattern_sentiment])
 def test_a_response_that_is_no_text_raises(rule: Rule) -> None:
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(TypeError, match="rates text, not NoneType"):
         rule(prompt(), ["fine", None])  # type: ignore[list-item]
 
 
@@ -89,7 +89,7 @@ CHECKERS: list[tuple[str, dict[str, Any], str, str]] = [
     ("startend:end_checker", {"end_phrase": "stay curious"}, "Read on and stay curious", "stay curious my friend"),
     ("startend:quotation", {}, '"A quoted answer."', '"A quoted" answer.'),
     ("detectable_format:title", {}, "<<On tea>>\nIt is hot.", "On tea\nIt is hot."),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* one\n* two", "* one\n* two\n* three"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* one\n* two", "* one\n2. two"),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "a *bold* plan", "a bold plan"),
     ("detectable_format:constrained_response", {}, "My answer is no.", "No."),
     ("detectable_format:json_format", {}, '{"tea": "hot"}', "tea: hot"),
@@ -136,8 +136,8 @@ def test_loose_forgives_a_first_line_and_asterisks() -> None:
 
 def test_case_checkers_give_the_same_answer_every_time() -> None:
     one = constrained(("change_case:english_lowercase", {}))
-    # Short mixed text on which an unseeded language detector changes its mind.
-    texts = ["tea on the pier", "a nice place to sit", "so good", "an old inn on a hill", "we ate fish and rice"]
+    # Texts that an unseeded language detector takes for English about every other time.
+    texts = ["bus line ten", "open sea, warm sand"]
     first = list(rules.verifiable(one, texts))
     assert all(list(rules.verifiable(one, texts)) == first for _ in range(10))
 

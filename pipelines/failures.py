@@ -1,0 +1,33 @@
+"""Which errors are messages to the person at the keyboard, and which are bugs that keep their traceback."""
+
+from __future__ import annotations
+
+
+def is_expected(error: Exception) -> bool:
+    """True for errors whose message names the cause and the fix."""
+    from actors.pool import StageFailed
+    from actors.stream import TrainerFailed
+    from actors.weights import WeightsError
+    from configs.loading import ConfigError
+    from pipelines.doctor import UnfitError
+    from pipelines.export import ExportError
+    from pipelines.ledger import LedgerError
+    from pipelines.online import JudgeUnreliable
+    from pipelines.prompts import PromptError
+    from pipelines.tracking import TrackingError
+
+    return isinstance(
+        error,
+        (
+            ConfigError,
+            ExportError,
+            JudgeUnreliable,
+            LedgerError,
+            PromptError,
+            StageFailed,
+            TrackingError,
+            TrainerFailed,
+            UnfitError,
+            WeightsError,
+        ),
+    )

@@ -1,3 +1,0 @@
-"""Moved: see preference.reports."""
-
-from preference.reports import *  # noqa: F403

@@ -1,0 +1,105 @@
+"""Metrics by name and figures, from reports alone."""
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines import plots
+from preference.reports import (
+    EvalReport,
+    Judged,
+    ProbeMetrics,
+    SampleMetrics,
+    SampleRow,
+    StageTime,
+    StepReport,
+    TrainMetrics,
+)
+from preference.types import Fate, Version
+from preference.winrate import WinRate
+
+STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "checkpoint")
+FULL = StepReport(
+    step=2,
+    version=Version(0, 2),
+    fates=dict.fromkeys(Fate, 2),
+    stages=tuple(StageTime(name, 2.0, 100) for name in STAGES),
+    seconds=18.0,
+    sample=SampleMetrics(0.5, 0.3, 47.0, 0.8, 90.0, 1),
+    probe=ProbeMetrics(0.4, 1.5, 8),
+    train=TrainMetrics(
+        0.6, 3.0, 5e-5, 0.3, 0.1, 0.2, 0.7, -80.0, -90.0, 0.03, 14, 2318, 0.04, {"bonus": 7.0, "kl": 9.0}
+    ),
+    ages=(0, 1, 2),
+    rows=(),
+)
+JUDGED = Judged("a", WinRate(9, 0, 1, 0.9, 0.6, 0.98), 0.8, 0.46, 0.95)
+EVAL = EvalReport(4, Version(0, 4), (JUDGED, replace(JUDGED, judge="b")), 40.0, 42.0, 8.4, (), 20.0)
+
+
+def test_every_metric_is_documented_and_every_documented_metric_is_logged() -> None:
+    named = set(plots.step_metrics(FULL)) | set(plots.eval_metrics(EVAL))
+    assert all(plots.is_known(name) for name in named)
+    assert set(plots.METRICS) - {"objective/<name>"} <= named
+    assert all(meaning and "\n" not in meaning for meaning in plots.METRICS.values())
+
+
+def test_metrics_carry_the_figures_of_the_report() -> None:
+    values = plots.step_metrics(FULL)
+    assert (values["policy/age"], values["policy/age_max"]) == (1.0, 2)
+    assert values["tokens_per_s/train"] == 50.0
+    assert values["objective/bonus"] == 7.0
+    assert values["objective/kl"] == 1.5  # of the held-out probe: a scalar of the same name does not take its place
+    assert sum(values[f"prompts/{fate}"] for fate in Fate) == sum(FULL.fates.values())
+
+
+def test_a_skipped_step_has_no_training_figures_and_no_zeros_for_them() -> None:
+    values = plots.step_metrics(replace(FULL, train=None, probe=None, ages=()))
+    assert values["pairs/trained"] == 0
+    assert not {"loss", "rewards/chosen", "objective/kl", "policy/age", "lr"} & set(values)
+
+
+def test_figures_are_drawn_without_pyplot() -> None:
+    history = plots.history_of([replace(FULL, step=s) for s in range(1, 6)], [EVAL])
+    figures = plots.all_figures(history)
+    assert set(figures) == {"reward", "reward_vs_kl", "win_rate"}
+    for figure in figures.values():
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        assert png.getvalue().startswith(b"\x89PNG")
+    labels = [text.get_text() for text in figures["reward"].axes[0].get_legend().get_texts()]
+    assert labels == ["sampled in training", "held-out probe", "held-out evaluation", "initial policy, held-out"]
+    points = figures["reward_vs_kl"].axes[0].collections
+    assert [len(p.get_offsets()) for p in points] == [5, 1]
+    assert points[0].get_array().tolist() == [1, 2, 3, 4, 5]
+
+
+def test_figures_of_an_interrupted_run_are_drawn_too() -> None:
+    for history in ({}, plots.history_of([replace(FULL, probe=None)], []), {"eval/win_rate": {1: float("nan")}}):
+        for figure in plots.all_figures(history).values():
+            figure.savefig(io.BytesIO())
+
+
+def test_repetition_compares_equally_many_answers() -> None:
+    def rows(*texts: str) -> list[SampleRow]:
+        return [SampleRow("p", "", text, 0.0, "unused", "0.0", 1) for text in texts]
+
+    varied = rows("the cat sat on a mat", "birds fly over the sea today")
+    assert plots.repetition(varied, rows("so so good so so good so so good")) == (0.0, 1.0)
+    assert plots.repetition(varied, []) is None
+    assert plots.repetition(rows("hi"), varied) is None
+
+
+def test_names_and_facts_need_neither_mlflow_nor_matplotlib() -> None:
+    code = "import sys; import pipelines.tracking; print({'mlflow', 'matplotlib', 'torch'} & set(sys.modules))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_facts_name_no_host() -> None:
+    facts = plots.hardware_facts() | plots.package_versions() | plots.git_facts()
+    assert {"hardware.cores", "hardware.memory_gb", "hardware.gpus", "package.mlflow", "git.commit"} <= set(facts)
+    assert all(isinstance(value, str) and value for value in facts.values())
