@@ -25,7 +25,7 @@ from configs.schema import Model, RunConfig, Sampling
 from actors.quiet import redirect_output
 from preference.types import Candidate, CandidateGroup, Prompt, Version
 
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 1.0  # how long finished candidates may wait for the others of a slice
 
 
 class SamplerActor:
@@ -65,7 +65,7 @@ class SamplerPool:
         env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if group.gpus == 0:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.sampling.kv_cache_gb)))
-            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # stages share cores; pinning would fight the scheduler
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"  # stages share cores; pinning would fight the scheduler
         remote: Any = ray.remote(concurrency_groups={"control": 1})(SamplerActor)
         options = actor_options(group, env)
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s

@@ -106,10 +106,10 @@ def _permutation(ids: tuple[str, ...], seed: int, epoch: int) -> list[str]:
     return _permutations[key]
 
 
-def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, list[Any]]:
+def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, Any]:
     """Ray Data stage: lines of a prompt file -> ids, messages, meta and chat-template token ids."""
     tokenizer = _tokenizer(model_path)
-    out: dict[str, list[Any]] = {"id": [], "messages": [], "meta": [], "token_ids": []}
+    out: dict[str, Any] = {"id": [], "messages": [], "meta": [], "token_ids": [], "path": batch["path"]}
     for line in batch["text"]:
         identifier, messages, meta = parse_line(str(line))
         turns = [{"role": m.role, "content": m.content} for m in messages]
@@ -127,20 +127,27 @@ def _tokenizer(model_path: str) -> Any:
     return AutoTokenizer.from_pretrained(model_path)
 
 
-def load_prompts(path: str, model: Model, prompts: Prompts, cpus: float) -> PromptSet:
-    """Read and tokenise ``path`` on the cluster with tasks of ``cpus`` / 2 each, so that two stages can always run.
+def load_prompts(paths: Sequence[str], model: Model, prompts: Prompts, cpus: float) -> list[PromptSet]:
+    """Read and tokenise prompt files on the cluster, one set a file.
 
-    Raises PromptError on too long prompts under ``too_long: stop``.
+    Tasks take ``cpus`` / 2 each, so that two of Ray Data's stages can always run side by side; a file is one block,
+    because a worker's imports cost far more than its prompts. Raises PromptError on too long prompts under
+    ``too_long: stop``.
     """
     import ray
 
-    check_file(path)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     rows = (
-        ray.data.read_text(path, drop_empty_lines=True, ray_remote_args={"num_cpus": cpus / 2})
-        .map_batches(_tokenize, fn_kwargs={"model_path": model.path}, num_cpus=cpus / 2)
+        ray.data.read_text(list(paths), drop_empty_lines=True, include_paths=True, num_cpus=cpus / 2, override_num_blocks=1)
+        .map_batches(_tokenize, fn_kwargs={"model_path": model.path}, num_cpus=cpus / 2, batch_size=None)
         .take_all()
     )
+    return [_prompt_set(path, [r for r in rows if r["path"] == str(Path(path))], prompts) for path in paths]
+
+
+def _prompt_set(path: str, rows: Sequence[Mapping[str, Any]], prompts: Prompts) -> PromptSet:
     loaded: dict[str, Prompt] = {}
     too_long: list[str] = []
     for row in rows:
@@ -150,7 +157,7 @@ def load_prompts(path: str, model: Model, prompts: Prompts, cpus: float) -> Prom
             continue
         turns = tuple(Message(m["role"], m["content"]) for m in json.loads(row["messages"]))
         loaded[row["id"]] = Prompt(row["id"], turns, ids, row["meta"])
-    if too_long and (prompts.too_long == "stop" or not loaded):
+    if not loaded or (too_long and prompts.too_long == "stop"):
         raise PromptError(
             f"{path}: {len(too_long)} prompts are longer than prompts.max_tokens = {prompts.max_tokens}: "
             f"{', '.join(too_long[:10])}; raise prompts.max_tokens or set prompts.too_long=skip"

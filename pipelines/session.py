@@ -24,7 +24,7 @@ from pipelines.heldout import HeldOut
 from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
 from pipelines.online import OnlineLoop, Stages
 from pipelines.progress import Progress
-from pipelines.prompts import PromptError, check_file, load_prompts, overlapping
+from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
 from pipelines.timing import Stopwatch
 from pipelines.tracking import Tracker
 from preference.reports import EvalReport, StepReport
@@ -180,10 +180,9 @@ async def _attempt(
             shutil.rmtree(weights_dir, ignore_errors=True)
 
 
-def load_all_prompts(config: RunConfig) -> tuple[Any, list[Prompt], tuple[str, ...]]:
-    cpus = config.resources.data_cpus
-    train = load_prompts(config.prompts.train, config.model, config.prompts, cpus)
-    heldout = load_prompts(config.prompts.heldout, config.model, config.prompts, cpus)
+def load_all_prompts(config: RunConfig) -> tuple[PromptSet, list[Prompt], tuple[str, ...]]:
+    files = [config.prompts.train, config.prompts.heldout]
+    train, heldout = load_prompts(files, config.model, config.prompts, config.resources.data_cpus)
     ids = sorted(heldout.prompts)
     random.Random(content_id("heldout", config.run.seed)).shuffle(ids)
     chosen = [heldout.prompts[i] for i in ids[: config.evaluation.prompts]]
