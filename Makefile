@@ -1,0 +1,41 @@
+# Everything a person or CI runs. `make demo` and `make test` set up what they need; nothing else comes before them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint unit chaos bench lock doctor clean
+
+BIN := .venv/bin
+ARGS ?=
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## virtual environment, locked packages, model (a second time: under a second)
+	@bash scripts/bootstrap.sh
+
+demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=0.2" overrides any field)
+	@$(BIN)/rondo run configs/quickstart.yaml run.name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: setup lint ## lint, types, unit and integration tests
+	@$(BIN)/python -m pytest tests/unit tests/integration
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: setup ## unit tests only (seconds, no Ray)
+	@$(BIN)/python -m pytest tests/unit
+
+chaos: setup ## tests that kill processes
+	@if ls tests/chaos/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/chaos; else echo "no chaos tests yet"; fi
+
+bench: ## what can be measured, and how
+	@grep -h -A2 '^"""' benchmarks/*.py | grep -v '^--' | grep -v '^$$' || true
+
+lock: ## resolve the locked versions anew from pyproject.toml
+	@bash scripts/lock.sh
+
+doctor: setup ## what of this machine fits the quickstart
+	@$(BIN)/rondo doctor configs/quickstart.yaml
+
+clean: ## remove the virtual environment and caches (models and runs in ~/.rondo stay)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
