@@ -88,7 +88,7 @@ def test_only_the_stages_that_take_a_resource_are_named() -> None:
     assert "resources.judge" not in gpu
     assert "data" not in gpu
     assert "resources.trainer.custom.fast" in fast
-    assert '--resources=\'{"fast": ...}\'' in fast
+    assert "--resources='{\"fast\": ...}'" in fast
 
 
 def test_the_greediest_stage_is_named_first() -> None:
