@@ -61,7 +61,6 @@ class InProcessEngine:
             generation_config="vllm",
             # A partly prefilled request with its own seed asks a CPU generator for an offset, which it has not.
             enable_chunked_prefill=on_gpu,
-
         )
         self._engine = LLMEngine.from_engine_args(args)
         self._on_gpu = on_gpu

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from configs.schema import Group
 from actors.quiet import quiet_env
+from configs.schema import Group
 
 A = TypeVar("A")
 
@@ -39,7 +39,7 @@ async def remote_call(ref: Any, *, who: str, seconds: float) -> Any:
     """Await an ObjectRef; a remote error, a dead actor or a missed deadline becomes an attributable StageFailed."""
     try:
         return await asyncio.wait_for(_await(ref), timeout=seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise StageFailed(f"{who}: no answer within {seconds:.0f} s; hung, or raise deadlines.call_s") from None
     except RayActorError as error:
         raise StageFailed(f"{who}: the actor died: {error}") from error

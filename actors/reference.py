@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.pool import ActorPool, actor_options, remote_call
-from configs.schema import Batching, Model, RunConfig
 from actors.quiet import redirect_output
+from configs.schema import Batching, Model, RunConfig
 from preference.batching import PackedRows
 from preference.logprobs import LogProbModel, model_inputs
 
@@ -63,7 +63,11 @@ class ReferencePool:
             await remote_call(actor.ready.remote(), who=f"reference actor {i} (starting)", seconds=self._start_s)
 
     async def score(self, cells: Sequence[PackedRows]) -> list[NDArray[np.float32]]:
-        return list(await asyncio.gather(*(self._pool.call(lambda a, c=cell: a.score.remote(c)) for cell in cells)))
+        async def one(cell: PackedRows) -> NDArray[np.float32]:
+            logps: NDArray[np.float32] = await self._pool.call(lambda actor: actor.score.remote(cell))
+            return logps
+
+        return list(await asyncio.gather(*(one(cell) for cell in cells)))
 
     def close(self) -> None:
         self._pool.kill()

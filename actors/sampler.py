@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from actors.engine import InProcessEngine
 from actors.pool import actor_options, remote_call
+from actors.quiet import redirect_output
 from actors.requests import Health, Sampled, SamplePlan, SampleRequest
 from actors.weights import WeightFiles
 from configs.schema import Model, RunConfig, Sampling
-from actors.quiet import redirect_output
 from preference.types import Candidate, CandidateGroup, Prompt, Version
 
+F = TypeVar("F", bound=Callable[..., object])
 _POLL_SECONDS = 1.0  # how long finished candidates may wait for the others of a slice
+
+
+_control: Callable[[F], F] = ray.method(concurrency_group="control")
 
 
 class SamplerActor:
@@ -48,11 +52,11 @@ class SamplerActor:
         self._engine.load_weights(WeightFiles.open(Path(directory)))
         return self._engine.health()
 
-    @ray.method(concurrency_group="control")
+    @_control
     def health(self) -> Health:
         return self._engine.health()
 
-    @ray.method(concurrency_group="control")
+    @_control
     def node(self) -> str:
         """Id of the node it runs on: samplers and trainer on one node can share memory."""
         return str(ray.get_runtime_context().get_node_id())

@@ -35,13 +35,13 @@ from actors.commands import (
     Train,
     TrainDone,
 )
+from actors.quiet import redirect_output
 from actors.weights import WeightWriter
 from configs.schema import Batching, Model, Objective, Optimizer
-from actors.quiet import redirect_output
-from preference.reports import TrainMetrics
 from preference.batching import PairCell
 from preference.logprobs import LogProbModel, model_inputs, self_test
 from preference.losses import PairLogps, dpo, sum_by_sequence
+from preference.reports import TrainMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class ZeroTrainer:
         return (losses * weights).sum(), contribution
 
     def _publish(self, command: Publish) -> PublishDone:
-        """Every rank gathers, rank 0 writes. Buckets bound the memory: never the whole model, never tensor by tensor."""
+        """Every rank gathers, rank 0 writes, a bucket at a time: never the whole model, never tensor by tensor."""
         import deepspeed
 
         writer = WeightWriter(Path(command.directory), command.version) if self._rank == 0 else None
@@ -181,7 +181,9 @@ class ZeroTrainer:
         for names, parameters in self._buckets():
             at = time.monotonic()
             with deepspeed.zero.GatheredParameters(parameters):
-                tensors = {n: p.detach().cpu().clone() for n, p in zip(names, parameters, strict=True)} if writer else {}
+                tensors = (
+                    {n: p.detach().cpu().clone() for n, p in zip(names, parameters, strict=True)} if writer else {}
+                )
             gather += time.monotonic() - at
             at = time.monotonic()
             if writer:

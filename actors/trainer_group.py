@@ -20,10 +20,10 @@ from actors.commands import (
     TrainDone,
 )
 from actors.pool import process_env, remote_call
-from actors.trainer import TrainerSetup, train_worker
-from actors.stream import CommandStream
-from configs.schema import RunConfig
 from actors.quiet import quiet_env, redirect_output
+from actors.stream import CommandStream
+from actors.trainer import TrainerSetup, train_worker
+from configs.schema import RunConfig
 from preference.batching import PairBatch
 from preference.types import Version
 
@@ -36,7 +36,8 @@ class TrainRun:
         redirect_output(Path(log_file))
 
     def fit(self, config: RunConfig, setup: TrainerSetup, stream: Any, name: str, storage: str) -> None:
-        from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+        from ray.train import FailureConfig, ScalingConfig
+        from ray.train import RunConfig as TrainRunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         group = config.resources.trainer
@@ -67,8 +68,10 @@ class TrainerGroup:
         group = config.resources.trainer
         self.ranks = group.actors
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
-        self._stream: Any = CommandStream.remote(group.actors)
-        self._run: Any = TrainRun.options(runtime_env={"env_vars": quiet_env()}).remote(
+        stream: Any = CommandStream
+        run: Any = TrainRun
+        self._stream: Any = stream.remote(group.actors)
+        self._run: Any = run.options(runtime_env={"env_vars": quiet_env()}).remote(
             str(run_dir / "logs" / "train-run.log")
         )
         setup = TrainerSetup(

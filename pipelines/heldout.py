@@ -83,7 +83,9 @@ class HeldOut:
                 Judged(
                     judge=judge.name,
                     win_rate=win_rate(news, olds),
-                    length_controlled=length_controlled_win_rate(outcomes(news, olds), difference[known]),
+                    length_controlled=length_controlled_win_rate(
+                        outcomes(news, olds).tolist(), difference[known].tolist()
+                    ),
                     score_before=float(np.mean(olds)),
                     score_after=float(np.mean(news)),
                 )
@@ -134,7 +136,7 @@ class HeldOut:
         return Answers(tuple(groups), tuple(scores))
 
     async def _kl(self, groups: Sequence[CandidateGroup]) -> float:
-        """Mean over responses of sum_t log pi - log ref, nats: an unbiased estimate of KL(pi || ref) on fresh samples."""
+        """Mean over responses of sum_t log pi - log ref, nats: unbiased for KL(pi || ref) on fresh samples."""
         examples = [Example(g.prompt.token_ids, (g.candidates[0].token_ids,)) for g in groups]
         layout = plan(examples, self._config.resources.reference.actors, self._config.batching.micro_batch_tokens)
         logps, _ = await score(self._reference, layout)

@@ -16,7 +16,6 @@ Run it: ``python -m pipelines.online --config configs/quickstart.yaml`` (the sam
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,9 @@ class OnlineLoop:
         outcomes = [make_pair(group, self._pairing_rules()) for group in judged]
         fates = Counter(o.fate if isinstance(o, Unpaired) else Fate.TRAINED for o in outcomes)
         pairs = [o.pair for o in outcomes if isinstance(o, Paired)]
-        scored = (self._ledger.pairs_of(journaled, pairs) if journaled else None) or await self._score(pairs, watch, step)
+        scored = (self._ledger.pairs_of(journaled, pairs) if journaled else None) or await self._score(
+            pairs, watch, step
+        )
         probe = None if journaled else await self._heldout.probe(step, watch)
         if not journaled:
             self._ledger.prepared(step, scored)
@@ -133,7 +134,9 @@ class OnlineLoop:
 
     async def _score(self, pairs: list[Pair], watch: Stopwatch, step: int) -> list[ScoredPair]:
         """Reference log-probs, computed on the very cells the trainer will see."""
-        layout = plan([pair_example(p) for p in pairs], self._stages.trainer.ranks, self._config.batching.micro_batch_tokens)
+        layout = plan(
+            [pair_example(p) for p in pairs], self._stages.trainer.ranks, self._config.batching.micro_batch_tokens
+        )
         with watch.stage("reference") as stage:
             logps, stage.tokens = await score(self._stages.reference, layout)
         self._observer.stage(step, "reference", len(pairs), len(pairs), stage.tokens)
@@ -184,7 +187,11 @@ class OnlineLoop:
     def _pairing_rules(self) -> PairingRules:
         pairing, sampling = self._config.pairing, self._config.sampling
         return PairingRules(
-            pairing.strategy, pairing.min_margin, sampling.missing_eos, sampling.missing_eos_penalty, self._config.run.seed
+            pairing.strategy,
+            pairing.min_margin,
+            sampling.missing_eos,
+            sampling.missing_eos_penalty,
+            self._config.run.seed,
         )
 
     def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:

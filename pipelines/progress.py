@@ -124,9 +124,7 @@ class Progress:
     def _results(self, report: EvalReport, title: str) -> None:
         first = report.judges[0].win_rate
         prompts = first.wins + first.ties + first.losses
-        self._say(
-            f"\n{title}: {prompts} prompts, weights v{report.version}", "bold"
-        )
+        self._say(f"\n{title}: {prompts} prompts, weights v{report.version}", "bold")
         header = ("judge", "win rate [Wilson 95%]", "won / tied / lost", "at equal length", "mean score")
         self._show(_grid(header, [_judge_row(judged) for judged in report.judges]))
         per_token = f", {report.kl / report.length_after:.2f} per token" if report.length_after else ""

@@ -140,7 +140,9 @@ def load_prompts(paths: Sequence[str], model: Model, prompts: Prompts, cpus: flo
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     rows = (
-        ray.data.read_text(list(paths), drop_empty_lines=True, include_paths=True, num_cpus=cpus / 2, override_num_blocks=1)
+        ray.data.read_text(
+            list(paths), drop_empty_lines=True, include_paths=True, num_cpus=cpus / 2, override_num_blocks=1
+        )
         .map_batches(_tokenize, fn_kwargs={"model_path": model.path}, num_cpus=cpus / 2, batch_size=None)
         .take_all()
     )

@@ -108,7 +108,8 @@ def chunked_logprobs(
     softcap: float = 0.0,
 ) -> Tensor:
     """Differentiable log-probs [N] of ``target`` [N] given ``hidden`` [N, H]; see ``_ChunkedLogProb``."""
-    out: Tensor = _ChunkedLogProb.apply(hidden, weight, bias, target, chunk, scale, softcap)
+    apply: Any = _ChunkedLogProb.apply
+    out: Tensor = apply(hidden, weight, bias, target, chunk, scale, softcap)
     return out
 
 

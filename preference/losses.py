@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Log-probs of P pairs, summed over response tokens, in nats; each field [P]. Reference values carry no gradient."""
+    """Log-probs of P pairs, summed over response tokens, nats; each field [P]. Reference values carry no gradient."""
 
     chosen: Tensor
     rejected: Tensor

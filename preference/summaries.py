@@ -36,7 +36,9 @@ def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[ScoredPair]) -> 
             role = "chosen" if c.id in chosen else "rejected" if c.id in rejected else "unused"
             score = scores.get(c.id, float("nan"))
             rows.append(
-                SampleRow(j.group.prompt.id, j.group.prompt.text, c.text, score, role, str(c.version_max), len(c.token_ids))
+                SampleRow(
+                    j.group.prompt.id, j.group.prompt.text, c.text, score, role, str(c.version_max), len(c.token_ids)
+                )
             )
     return tuple(rows)
 

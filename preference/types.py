@@ -188,7 +188,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A pair with the reference's log-probs, per response token (nats, fp32), as the trainer's own code computes them."""
+    """A pair with the reference's log-probs, per response token (nats, fp32), by the trainer's own code."""
 
     pair: Pair
     chosen_ref: NDArray[np.float32]  # [len(chosen.token_ids)]

@@ -21,6 +21,7 @@ from preference.types import (
 )
 
 JUDGE = JudgeInfo("test", "0")
+INITIAL = Version(0, 0)
 
 
 def prompt(name: str = "p", tokens: int = 3) -> Prompt:
@@ -32,7 +33,7 @@ def candidate(
     index: int = 0,
     tokens: int = 2,
     finish: FinishReason = FinishReason.STOP,
-    version: Version = Version(0, 0),
+    version: Version = INITIAL,
     first_token: int = 10,
 ) -> Candidate:
     ids = tuple(range(first_token + index, first_token + index + tokens))

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from actors.pool import ActorPool, actor_options, remote_call
-from configs.schema import RuleJudge, RunConfig
 from actors.quiet import redirect_output
+from configs.schema import RuleJudge, RunConfig
 from preference.types import (
     CandidateGroup,
     JudgedGroup,

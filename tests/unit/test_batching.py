@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.factories import scored_pair
 
 from preference.batching import Example, collate, pack_rows, plan, plan_cells
+from tests.factories import scored_pair
 
 
 @st.composite

@@ -36,7 +36,10 @@ def test_override():
         ("model.trust_remote_code=true", ["model.trust_remote_code"]),
         ("run.name=../evil", ["run.name", "pattern"]),
         ("run.root=runs", ["run.root", "relative", "absolute"]),
-        ("sampling.max_tokens=4000", ["prompts.max_tokens (128)", "sampling.max_tokens (4000)", "sampling.max_model_len"]),
+        (
+            "sampling.max_tokens=4000",
+            ["prompts.max_tokens (128)", "sampling.max_tokens (4000)", "sampling.max_model_len"],
+        ),
         ("batching.micro_batch_tokens=100", ["batching.micro_batch_tokens (100)", "raise"]),
         ("judge.rule=nonsense", ["judge.rule", "pattern"]),
         ("beta", ["section.key=value"]),

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_preference_imports_no_engine():
     modules = [f"preference.{p.stem}" for p in (ROOT / "preference").glob("*.py") if p.stem != "__init__"]
-    code = f"import sys, {', '.join(modules)}; print([m for m in ('ray','vllm','deepspeed','mlflow') if m in sys.modules])"
+    code = (
+        f"import sys, {', '.join(modules)}; print([m for m in ('ray','vllm','deepspeed','mlflow') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

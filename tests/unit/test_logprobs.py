@@ -21,7 +21,9 @@ SHAPE = {
 
 def tiny(config_class, tied):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config_class(**SHAPE, tie_word_embeddings=tied, initializer_range=0.3)).eval()
+    return AutoModelForCausalLM.from_config(
+        config_class(**SHAPE, tie_word_embeddings=tied, initializer_range=0.3)
+    ).eval()
 
 
 @pytest.mark.parametrize("config_class", [LlamaConfig, Qwen3Config])
@@ -45,7 +47,8 @@ def test_gradcheck(softcap, chunk):
     hidden, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((7, 5), (11, 5), (11,)))
     target = torch.randint(0, 11, (7,))
     assert torch.autograd.gradcheck(
-        lambda h, w, b: chunked_logprobs(h, w, b, target, chunk=chunk, scale=0.7, softcap=softcap), (hidden, weight, bias)
+        lambda h, w, b: chunked_logprobs(h, w, b, target, chunk=chunk, scale=0.7, softcap=softcap),
+        (hidden, weight, bias),
     )
 
 

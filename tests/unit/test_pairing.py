@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.factories import JUDGE, candidate, judged, prompt
 
 from preference.pairing import Paired, PairingRules, Unpaired, make_pair
 from preference.types import CandidateGroup, Fate, FinishReason, JudgedGroup, JudgeFailure, Outcome, Rating
+from tests.factories import JUDGE, candidate, judged, prompt
 
 
 def test_best_against_worst():
@@ -32,9 +32,7 @@ def test_identical_candidates_make_no_pair():
     assert make_pair(JudgedGroup(CandidateGroup(prompt(), same), ratings), PairingRules()) == Unpaired(Fate.IDENTICAL)
 
 
-@pytest.mark.parametrize(
-    ("outcome", "fate"), [(Outcome.FAILED, Fate.JUDGE_FAILED), (Outcome.ABSTAIN, Fate.ABSTAINED)]
-)
+@pytest.mark.parametrize(("outcome", "fate"), [(Outcome.FAILED, Fate.JUDGE_FAILED), (Outcome.ABSTAIN, Fate.ABSTAINED)])
 def test_a_judge_that_failed_decides_nothing(outcome, fate):
     group = judged([1.0, 0.0]).group
     failure = JudgeFailure(tuple(c.id for c in group.candidates), outcome, "boom", JUDGE)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.progress import Progress, over_optimisation, step_line
 from actors.quiet import quiet_env
+from pipelines.progress import Progress, over_optimisation, step_line
 from preference.reports import (
     BeforeAfter,
     EvalReport,

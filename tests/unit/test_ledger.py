@@ -1,0 +1,103 @@
+"""The ledger: what was written comes back, torn and damaged records are found, two runs never share a directory."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.ledger import (
+    Journal,
+    Ledger,
+    LedgerError,
+    RunRecord,
+    checkpoint_dir,
+    complete_checkpoints,
+    prune_checkpoints,
+    read_record,
+    write_record,
+)
+from preference.pairing import Paired, PairingRules, make_pair
+from preference.types import ScoredPair
+from tests.factories import judged, prompt, scored_pair
+
+RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text() | st.floats(allow_nan=False)))
+
+
+@given(RECORDS, st.integers(0, 40))
+def test_a_torn_tail_loses_only_the_torn_record(tmp_path_factory, records, cut):
+    path = tmp_path_factory.mktemp("journal") / "j.jsonl"
+    journal = Journal(path)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - min(cut, len(data))])
+    survived = list(Journal(path))
+    assert survived == records[: len(survived)]
+    if cut == 0:
+        assert survived == records
+
+
+def test_a_flipped_bit_is_found_and_placed(tmp_path):
+    journal = Journal(tmp_path / "j")
+    journal.append({"a": 1})
+    journal.append({"b": 2})
+    journal.close()
+    data = bytearray((tmp_path / "j").read_bytes())
+    data[12] ^= 1
+    (tmp_path / "j").write_bytes(data)
+    with pytest.raises(LedgerError, match=r"j:1: damaged record"):
+        list(Journal(tmp_path / "j"))
+
+
+def test_a_prepared_step_is_replayed_exactly(tmp_path):
+    prompts = {n: prompt(n) for n in ("a", "b")}
+    groups = [judged([0.1, 0.7], "a"), judged([0.3, 0.3], "b")]
+    pair = make_pair(groups[0], PairingRules())
+    assert isinstance(pair, Paired)
+    scored = ScoredPair(pair.pair, np.array([-1.1, -2.2], np.float32), np.array([-3.3, -4.4], np.float32))
+    ledger = Ledger(tmp_path)
+    ledger.judged(1, groups)
+    ledger.prepared(1, [scored])
+    ledger.judged(2, [judged([0.5, 0.1], "a")])  # never completed
+    ledger.close()
+
+    again = Ledger(tmp_path)
+    steps = again.replayable(prompts)
+    assert list(steps) == [1]
+    assert list(steps[1].judged) == groups
+    (back,) = again.pairs_of(steps[1], [pair.pair])
+    assert back.pair == pair.pair
+    assert back.chosen_ref.tolist() == scored.chosen_ref.tolist()
+    assert back.rejected_ref.tolist() == scored.rejected_ref.tolist()
+    assert again.pairs_of(steps[1], [scored_pair(9, 1, 1, 1).pair]) is None
+    again.close()
+
+
+def test_two_runs_never_share_a_directory(tmp_path):
+    ledger = Ledger(tmp_path)
+    with pytest.raises(LedgerError, match="in use by process"):
+        Ledger(tmp_path)
+    ledger.close()
+    Ledger(tmp_path).close()
+
+
+def test_only_complete_checkpoints_count_and_the_newest_survive(tmp_path):
+    for step, complete in ((4, True), (8, False), (12, True), (16, False)):
+        directory = checkpoint_dir(tmp_path, step)
+        directory.mkdir(parents=True)
+        if complete:
+            (directory / "complete.json").write_text(f'{{"step": {step}}}')
+    assert [s for s, _ in complete_checkpoints(tmp_path)] == [4, 12]
+    prune_checkpoints(tmp_path, keep=1)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000012", "step-000016"]
+
+
+def test_run_record_roundtrip(tmp_path):
+    assert read_record(tmp_path) is None
+    record = RunRecord("hash", {"a": "1"}, "run", 2, 7)
+    write_record(tmp_path, record)
+    assert read_record(tmp_path) == record
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(LedgerError, match="damaged"):
+        read_record(tmp_path)
