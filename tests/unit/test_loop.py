@@ -63,7 +63,7 @@ class FakeJudge:
     async def judge(self, groups):
         out = []
         for g in groups:
-            if self.fails:
+            if self.fails and len(g.candidates) > 1:  # a training group, not a probe
                 self.fails -= 1
                 failure = JudgeFailure(tuple(c.id for c in g.candidates), Outcome.FAILED, "boom", JUDGE)
                 out.append(JudgedGroup(g, (failure,)))

@@ -1,0 +1,156 @@
+"""The whole real chain on a tiny model: exactness, agreement, export, tracking."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.integration.conftest import journal, losses
+
+from pipelines.export import export_run, export_weights
+from pipelines.ledger import complete_checkpoints, read_record
+
+
+def metric(run_dir, config, name):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{config.run.root}/mlflow.db")
+    return [m.value for m in client.get_metric_history(read_record(run_dir).mlflow_run, name)]
+
+
+def test_first_loss_is_ln2_through_the_whole_chain(finished):
+    _, run_dir, _, _ = finished
+    assert losses(run_dir)[1] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_training_changes_the_loss(finished):
+    _, run_dir, _, _ = finished
+    assert abs(losses(run_dir)[3] - math.log(2)) > 1e-3
+
+
+def test_sampler_and_trainer_agree(finished):
+    config, run_dir, _, _ = finished
+    mismatch = metric(run_dir, config, "mismatch/logprob")
+    assert len(mismatch) == 3
+    assert max(mismatch) < 1e-4
+
+
+def response_logps(model, prompt_ids, response_ids):
+    tokens = torch.tensor([prompt_ids + response_ids])
+    with torch.no_grad():
+        logps = model(tokens).logits.log_softmax(-1)[0, len(prompt_ids) - 1 : -1]
+    return logps.gather(1, torch.tensor(response_ids)[:, None])[:, 0].numpy()
+
+
+def test_weights_one_version_stale_would_not_pass(finished, tmp_path):
+    """Samples stamped v2 fit the weights of step 2 at least twice as well as those of step 1."""
+    from pathlib import Path
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.export import _checkpoint_weights
+    from pipelines.prompts import parse_line
+
+    config, run_dir, _, _ = finished
+    checkpoints = dict(complete_checkpoints(run_dir))
+    models = {}
+    for step in (1, 2):
+        out = export_weights(
+            _checkpoint_weights(checkpoints[step], "float32"), Path(config.model.path), tmp_path / str(step)
+        )
+        models[step] = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    turns = {}
+    for line in Path(config.prompts.train).read_text().splitlines():
+        identifier, messages, _ = parse_line(line)
+        turns[identifier] = [{"role": m.role, "content": m.content} for m in messages]
+    ours, stale = [], []
+    for c in journal(run_dir, "candidates"):
+        if c["step"] == 3:
+            assert c["version_min"] == c["version_max"] == {"incarnation": 0, "step": 2}
+            prompt = tokenizer.apply_chat_template(
+                turns[c["prompt_id"]], add_generation_prompt=True, return_dict=False
+            )
+            sampled = np.array(c["logprobs"])
+            ours.append(np.abs(sampled - response_logps(models[2], prompt, c["token_ids"])).mean())
+            stale.append(np.abs(sampled - response_logps(models[1], prompt, c["token_ids"])).mean())
+    assert len(ours) == 12
+    assert np.mean(ours) < 1e-4
+    assert np.mean(ours) < np.mean(stale) / 2
+
+
+def test_every_prompt_has_one_fate(finished):
+    config, run_dir, _, _ = finished
+    for step in (1, 2, 3):
+        judged = [r for r in journal(run_dir, "judgements") if r["step"] == step]
+        assert len({r["prompt_id"] for r in judged}) == len(judged) == 4
+    fates = ["trained", "tied", "identical", "unfinished", "judge_failed", "abstained", "stale", "too_long"]
+    totals = np.sum([metric(run_dir, config, f"prompts/{f}") for f in fates], axis=0)
+    assert totals.tolist() == [4, 4, 4]
+
+
+def test_export_loads_in_plain_transformers_and_plain_vllm(finished, ray_here, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, run_dir, _, _ = finished
+    out = export_run(run_dir, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_dict=False
+    )
+    plain = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8, do_sample=False
+    )[0, len(prompt) :].tolist()
+
+    @ray_here.remote(num_cpus=0.25, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}})
+    def plain_vllm():
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(str(out), dtype="float32", enforce_eager=True, max_model_len=128)
+        result = llm.generate({"prompt_token_ids": prompt}, SamplingParams(max_tokens=8, temperature=0), use_tqdm=False)
+        return list(result[0].outputs[0].token_ids)
+
+    assert ray_here.get(plain_vllm.remote(), timeout=120) == plain
+
+
+def test_mlflow_holds_the_run(finished):
+    from mlflow import MlflowClient
+
+    config, run_dir, evaluation, _ = finished
+    client = MlflowClient(f"sqlite:///{config.run.root}/mlflow.db")
+    run = client.get_run(read_record(run_dir).mlflow_run)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["objective.beta"] == "0.1"
+    wanted = {
+        "loss", "grad_norm", "lr", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+        "logps/chosen", "logps/rejected", "objective/kl", "objective/entropy", "objective/scores", "response/length",
+        "response/missing_eos", "policy/age", "mismatch/logprob", "eval/win_rate", "eval/kl", "time/sample", "time/train",
+        "tokens_per_s/sample", "tokens_per_s/train",
+    }  # fmt: skip
+    assert wanted <= set(run.data.metrics)
+    assert run.data.metrics["eval/win_rate"] == pytest.approx(evaluation.judges[0].win_rate.rate)
+    assert len(run.inputs.dataset_inputs) == 2
+    assert client.get_model_version_by_alias("whole", "candidate").run_id == run.info.run_id
+
+
+def test_the_person_sees_what_happened(finished):
+    config, run_dir, _, text = finished
+    assert text.count("step ") >= 3
+    for words in ("win rate", "vowels", "short", "Where the time went", str(run_dir / "model"), "mlflow ui"):
+        assert words in text
+    assert "Traceback" not in text
+
+
+def test_nothing_is_left_behind(finished):
+    import psutil
+
+    config, _, _, _ = finished
+    names = [p.info["name"] or "" for p in psutil.process_iter(["name"])]
+    assert not [n for n in names if n.startswith(("ray::SamplerActor", "ray::ReferenceActor", "ray::RayTrainWorker"))]
+    from pathlib import Path
+
+    assert not [p for p in Path("/dev/shm").glob("rondo-*") if "whole" in p.name]
+
+
