@@ -1,6 +1,6 @@
 # Everything a person or CI runs. `make demo` and `make test` set up what they need; nothing else comes before them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit chaos bench lock doctor clean
+.PHONY: help setup model demo test lint unit chaos bench lock doctor clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -10,6 +10,9 @@ help: ## show this list
 
 setup: ## virtual environment, locked packages, model (a second time: under a second)
 	@bash scripts/bootstrap.sh
+
+model: setup ## make or check the model of the quickstart (in ~/.rondo)
+	@$(BIN)/python -m pipelines.prepare_model
 
 demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=0.2" overrides any field)
 	@$(BIN)/rondo run configs/quickstart.yaml run.name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -28,8 +31,10 @@ unit: setup ## unit tests only (seconds, no Ray)
 chaos: setup ## tests that kill processes
 	@if ls tests/chaos/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/chaos; else echo "no chaos tests yet"; fi
 
-bench: ## what can be measured, and how
-	@grep -h -A2 '^"""' benchmarks/*.py | grep -v '^--' | grep -v '^$$' || true
+bench: ## what can be measured, one script a line
+	@for f in benchmarks/*.py; do \
+		[ ! -f "$$f" ] || printf '%-32s %s\n' "$$f" "$$(sed -n '1s/"""//gp' "$$f")"; \
+	done
 
 lock: ## resolve the locked versions anew from pyproject.toml
 	@bash scripts/lock.sh

@@ -40,8 +40,6 @@ class Engine(Protocol):
 class InProcessEngine:
     def __init__(self, model: Model, sampling: Sampling, seed: int, *, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        if not on_gpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(sampling.kv_cache_gb))))
         from vllm import EngineArgs, LLMEngine
 
         args = EngineArgs(
@@ -54,7 +52,9 @@ class InProcessEngine:
             # Log-probs before temperature and top-p: those of the policy that is trained.
             logprobs_mode="raw_logprobs",
             enable_prefix_caching=True,
-            gpu_memory_utilization=sampling.gpu_memory_utilization if on_gpu else 0.9,
+            gpu_memory_utilization=sampling.gpu_memory_utilization,
+            # On CPU a fixed cache: a share of the machine's memory is not the engine's to take.
+            kv_cache_memory_bytes=None if on_gpu else int(sampling.kv_cache_gb * 2**30),
             disable_log_stats=True,
             trust_remote_code=False,
             # The model's own generation defaults (top_k, repetition penalty) must not shape the policy.

@@ -68,7 +68,6 @@ class SamplerPool:
         # vLLM on CPU takes its thread count from the environment, before it is imported.
         env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if group.gpus == 0:
-            env["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.sampling.kv_cache_gb)))
             env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"  # stages share cores; pinning would fight the scheduler
         remote: Any = ray.remote(concurrency_groups={"control": 1})(SamplerActor)
         options = actor_options(group, env)

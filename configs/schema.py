@@ -68,8 +68,8 @@ class Sampling(Section):
     """Subtracted from the judge's score under ``missing_eos: penalise``, in the judge's units."""
     max_model_len: PositiveInt = 1024
     """Context length the engines allocate for; prompt and response must fit."""
-    kv_cache_gb: PositiveFloat = 1.0
-    """KV cache of one CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE)."""
+    kv_cache_gb: PositiveFloat = 0.5
+    """KV cache of one CPU engine in GiB; GPU engines take what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory one GPU engine takes."""
 

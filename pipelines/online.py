@@ -101,9 +101,7 @@ class OnlineLoop:
         if journaled:
             judged = list(journaled.judged)
         else:
-            judged, probe = await asyncio.gather(
-                self._sample_and_judge(step, watch), self._heldout.probe(step, watch)
-            )
+            judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
         outcomes = [make_pair(group, self._pairing_rules()) for group in judged]
         fates = Counter(o.fate if isinstance(o, Unpaired) else Fate.TRAINED for o in outcomes)
         pairs = [o.pair for o in outcomes if isinstance(o, Paired)]

@@ -174,7 +174,25 @@ def convert(out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     del model
+    _tidy(out, tokenizer)
     _verify(out)
+
+
+def _tidy(out: Path, tokenizer: Any) -> None:
+    """Say in the saved configuration what the GGUF header gets wrong or leaves out."""
+    file = out / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["_name_or_path"] = MODEL_NAME
+    config.pop("_model_name_or_path", None)  # the title of some training stage
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # Derived from the model's configuration it holds what happened to be there; a turn ends at the tokenizer's end.
+    generation = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "transformers_version": config["transformers_version"],
+    }
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
 def _packaged_model() -> tuple[str, str]:

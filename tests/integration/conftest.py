@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from tests.tiny import tiny_model
 
 from configs.loading import load_config
+from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "integration" / "tiny.yaml"

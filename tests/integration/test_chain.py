@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.integration.conftest import journal, losses
 
 from pipelines.export import export_run, export_weights
 from pipelines.ledger import complete_checkpoints, read_record
+from tests.integration.conftest import journal, losses
 
 
 def metric(run_dir, config, name):
@@ -68,9 +68,7 @@ def test_weights_one_version_stale_would_not_pass(finished, tmp_path):
     for c in journal(run_dir, "candidates"):
         if c["step"] == 3:
             assert c["version_min"] == c["version_max"] == {"incarnation": 0, "step": 2}
-            prompt = tokenizer.apply_chat_template(
-                turns[c["prompt_id"]], add_generation_prompt=True, return_dict=False
-            )
+            prompt = tokenizer.apply_chat_template(turns[c["prompt_id"]], add_generation_prompt=True, return_dict=False)
             sampled = np.array(c["logprobs"])
             ours.append(np.abs(sampled - response_logps(models[2], prompt, c["token_ids"])).mean())
             stale.append(np.abs(sampled - response_logps(models[1], prompt, c["token_ids"])).mean())
@@ -108,7 +106,7 @@ def test_export_loads_in_plain_transformers_and_plain_vllm(finished, ray_here, t
     def plain_vllm():
         from vllm import LLM, SamplingParams
 
-        llm = LLM(str(out), dtype="float32", enforce_eager=True, max_model_len=128)
+        llm = LLM(str(out), dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=2**26)
         result = llm.generate({"prompt_token_ids": prompt}, SamplingParams(max_tokens=8, temperature=0), use_tqdm=False)
         return list(result[0].outputs[0].token_ids)
 
@@ -126,8 +124,8 @@ def test_mlflow_holds_the_run(finished):
     wanted = {
         "loss", "grad_norm", "lr", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
         "logps/chosen", "logps/rejected", "objective/kl", "objective/entropy", "objective/scores", "response/length",
-        "response/missing_eos", "policy/age", "mismatch/logprob", "eval/win_rate", "eval/kl", "time/sample", "time/train",
-        "tokens_per_s/sample", "tokens_per_s/train",
+        "response/missing_eos", "policy/age", "mismatch/logprob", "eval/win_rate", "eval/kl", "time/sample",
+        "time/train", "tokens_per_s/sample", "tokens_per_s/train",
     }  # fmt: skip
     assert wanted <= set(run.data.metrics)
     assert run.data.metrics["eval/win_rate"] == pytest.approx(evaluation.judges[0].win_rate.rate)
@@ -136,7 +134,7 @@ def test_mlflow_holds_the_run(finished):
 
 
 def test_the_person_sees_what_happened(finished):
-    config, run_dir, _, text = finished
+    _, run_dir, _, text = finished
     assert text.count("step ") >= 3
     for words in ("win rate", "vowels", "short", "Where the time went", str(run_dir / "model"), "mlflow ui"):
         assert words in text
@@ -146,11 +144,9 @@ def test_the_person_sees_what_happened(finished):
 def test_nothing_is_left_behind(finished):
     import psutil
 
-    config, _, _, _ = finished
+    _, _, _, _ = finished
     names = [p.info["name"] or "" for p in psutil.process_iter(["name"])]
     assert not [n for n in names if n.startswith(("ray::SamplerActor", "ray::ReferenceActor", "ray::RayTrainWorker"))]
     from pathlib import Path
 
     assert not [p for p in Path("/dev/shm").glob("rondo-*") if "whole" in p.name]
-
-

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
-from tests.integration.conftest import ROOT, TINY, losses, pairs
 
 from pipelines.ledger import read_record
+from tests.integration.conftest import ROOT, TINY, losses, pairs
 
 BIN = Path(sys.executable).parent
 
@@ -52,7 +52,9 @@ def head(ray_here, tmp_path):
 def test_ray_job_submit_gives_the_same_pairs_and_losses(finished, overrides, head, tmp_path):
     config, run_dir, _, _ = finished
     entry = ["python", "-m", "pipelines.online", "--config", TINY.relative_to(ROOT), *overrides("submitted")]
-    done = run(BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entry, RAY_AUTH_MODE="disabled")
+    done = run(
+        BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entry, RAY_AUTH_MODE="disabled"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     submitted = Path(config.run.root) / "submitted"

@@ -1,11 +1,10 @@
-"""The engine contract, on real vLLM in Ray actors: streaming, seeds, abort, and above all weights that really arrive."""
+"""The engine contract, on real vLLM in Ray actors: streaming, seeds, abort, and above all weights that arrive."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import tiny_model
 
 from actors.engine import InProcessEngine
 from actors.requests import SampleRequest
@@ -13,8 +12,9 @@ from actors.weights import WeightFiles, WeightsError, WeightWriter
 from configs.schema import Model, Sampling
 from pipelines.export import export_weights
 from preference.types import Version
+from tests.tiny import tiny_model
 
-SAMPLING = Sampling(max_model_len=128, max_tokens=16)
+SAMPLING = Sampling(max_model_len=128, max_tokens=16, kv_cache_gb=0.1)
 PROMPTS = [tuple(range(5 + i, 25 + i)) for i in range(4)]
 
 
@@ -109,5 +109,3 @@ def test_damaged_bucket_is_found(case):
     bucket.write_bytes(data)
     with pytest.raises(WeightsError, match="checksum mismatch"):
         list(WeightFiles.open(directory / "published"))
-
-
