@@ -9,6 +9,7 @@ from pathlib import Path
 
 _CHATTY = (
     "ray",
+    "ray.data",
     "transformers",
     "deepspeed",
     "DeepSpeed",

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -25,15 +25,15 @@ from actors.weights import WeightFiles
 from configs.schema import Model, RunConfig, Sampling
 from preference.types import Candidate, CandidateGroup, Prompt, Version
 
-F = TypeVar("F", bound=Callable[..., object])
-_POLL_SECONDS = 1.0  # how long finished candidates may wait for the others of a slice
-
-
-_control: Callable[[F], F] = ray.method(concurrency_group="control")
+_POLL_SECONDS = 1.0  # how long finished candidates, an abort or a question may wait for the engine's next pause
 
 
 class SamplerActor:
-    """One engine. ``health`` and ``ready`` answer from a thread of their own, also while the engine is stepping."""
+    """One engine, in the actor's main thread.
+
+    A concurrency group would answer ``health`` during a poll but moves the calls to a thread other than the one that
+    built the engine, which costs a CPU engine 30-50% of its speed. Polls are short instead: they are the heartbeat.
+    """
 
     def __init__(self, model: Model, sampling: Sampling, seed: int, on_gpu: bool, log_file: str) -> None:
         redirect_output(Path(log_file))
@@ -52,11 +52,9 @@ class SamplerActor:
         self._engine.load_weights(WeightFiles.open(Path(directory)))
         return self._engine.health()
 
-    @_control
     def health(self) -> Health:
         return self._engine.health()
 
-    @_control
     def node(self) -> str:
         """Id of the node it runs on: samplers and trainer on one node can share memory."""
         return str(ray.get_runtime_context().get_node_id())
@@ -69,7 +67,7 @@ class SamplerPool:
         env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if group.gpus == 0:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"  # stages share cores; pinning would fight the scheduler
-        remote: Any = ray.remote(concurrency_groups={"control": 1})(SamplerActor)
+        remote: Any = ray.remote(SamplerActor)
         options = actor_options(group, env)
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
         self._actors = [

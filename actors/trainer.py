@@ -260,6 +260,7 @@ def zero_config(setup: TrainerSetup) -> dict[str, Any]:
         "bf16": {"enabled": setup.model.dtype == "bfloat16"},
         "zero_optimization": {
             "stage": 3,
+            "sub_group_size": 2**24 if not setup.on_gpu else 10**9,  # elements stepped at a time: bounds fp32 copies
             "overlap_comm": setup.on_gpu,
             # Elements gathered or reduced at a time. The default of 5e8 buffers all gradients of a small model at once.
             "reduce_bucket_size": setup.bucket_bytes // 2,

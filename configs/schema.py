@@ -118,7 +118,7 @@ class Optimizer(Section):
 class Batching(Section):
     micro_batch_tokens: PositiveInt = 2048
     """Most tokens (padding included) in one micro-batch of one worker, and in one call of a reference actor."""
-    logprob_chunk: PositiveInt = 256
+    logprob_chunk: PositiveInt = 128
     """Completion positions projected onto the vocabulary at a time; bounds the memory of logits."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: less memory, a third more compute."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.judges.rule import RuleJudgePool
+from actors.nodes import blind_nodes
 from actors.pool import StageFailed
 from actors.quiet import quiet_driver
 from actors.reference import ReferencePool
@@ -115,6 +116,7 @@ async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) 
         watchers = Watchers(progress, tracker, run_dir, record, config.run.steps)
         join_cluster(config)
         quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
+        refuse_invisible(run_dir)
         await _attempt(config, run_dir, record, ledger, watchers, progress, tracker)
         status = "FINISHED"
         return watchers.last_evaluation
@@ -125,6 +127,15 @@ async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) 
         if tracker is not None:
             tracker.finish(status)
         ledger.close()
+
+
+def refuse_invisible(run_dir: Path) -> None:
+    """Raise LedgerError if a node of the cluster does not see the run directory: checkpoints would be lost there."""
+    if blind := blind_nodes(run_dir):
+        raise LedgerError(
+            f"run.root = {run_dir.parent} is not visible from {', '.join(blind)} as it is here: checkpoints and "
+            f"weights pass through it; set run.root to a directory that all nodes share"
+        )
 
 
 async def _attempt(
@@ -226,6 +237,7 @@ def _finish(
 def join_cluster(config: RunConfig) -> None:
     """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
     import ray
+    import ray.data  # puts up its log handlers now, before those are taken down
 
     if ray.is_initialized():
         return

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shlex
+import socket
 import sys
 import time
 from collections import deque
@@ -161,7 +162,8 @@ class Tracker:
         program = Path(sys.executable).parent / "mlflow"
         if program.is_relative_to(Path.cwd()):
             program = program.relative_to(Path.cwd())
-        return shlex.join([str(program), "ui", "--backend-store-uri", _public(self.uri), "--port", "5000"])
+        words = [str(program), "ui", "--backend-store-uri", _public(self.uri), "--port", str(_free_port(5000))]
+        return shlex.join(words)
 
     def _metrics(self, values: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
         from mlflow.entities import Metric, RunTag
@@ -294,6 +296,15 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
 
 def _public(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)  # a password inside a URI is for nobody's eyes
+
+
+def _free_port(first: int) -> int:
+    """The first port from ``first`` on that nobody listens on here: the shown command should work as shown."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    return first
 
 
 def _brief(error: Exception) -> str:

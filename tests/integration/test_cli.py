@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -30,37 +32,40 @@ def status(root, run_dir):
 
 
 @pytest.fixture
-def head(ray_here, tmp_path):
-    """A local head with its dashboard, started and stopped by process id."""
+def head(ray_here):
+    """(address, directory) of a local head with its dashboard, started and stopped by process id."""
     import ray
 
     ray.shutdown()  # two clusters at once would not fit two cores
+    directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
     before = set(psutil.pids())
     words = [BIN / "ray", "start", "--head", "--port=0", "--dashboard-port=18265", "--num-cpus=2"]
-    words += ["--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={tmp_path}"]
+    words += ["--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={directory}"]
     started = run(*words, RAY_AUTH_MODE="disabled")
     assert started.returncode == 0, started.stderr
-    yield "http://127.0.0.1:18265"
+    yield "http://127.0.0.1:18265", Path(directory)
     ours = [p for p in psutil.process_iter(["name", "cmdline"]) if p.pid not in before]
     for p in ours:
-        if str(tmp_path) in " ".join(p.info["cmdline"] or []):
+        if directory in " ".join(p.info["cmdline"] or []):
             p.terminate()
     psutil.wait_procs(ours, timeout=20)
+    shutil.rmtree(directory, ignore_errors=True)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
-def test_ray_job_submit_gives_the_same_pairs_and_losses(finished, overrides, head, tmp_path):
+def test_ray_job_submit_gives_the_same_pairs_and_losses(finished, overrides, head):
+    address, directory = head
     config, run_dir, _, _ = finished
     entry = ["python", "-m", "pipelines.online", "--config", TINY.relative_to(ROOT), *overrides("submitted")]
     done = run(
-        BIN / "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *entry, RAY_AUTH_MODE="disabled"
+        BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entry, RAY_AUTH_MODE="disabled"
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     submitted = Path(config.run.root) / "submitted"
     assert pairs(submitted) == pairs(run_dir)
     assert losses(submitted) == losses(run_dir)
-    packages = list(tmp_path.glob("session_*/runtime_resources/working_dir_files/*"))
+    packages = list(directory.glob("session_*/runtime_resources/working_dir_files/*"))
     assert packages
     size = sum(f.stat().st_size for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file())
     assert size < 2 * 2**20

@@ -476,7 +476,7 @@ def test_memory_by_stage(configure: Configure, dtype: str, size: int) -> None:
     billions = 7
     assert doctor._estimate(config, billions * 10**9) == pytest.approx(
         {
-            "sampler": 2 * (billions * size * 1.5 + 2**30 / GB + 1.2),
+            "sampler": 2 * (billions * size * 1.5 + 2**29 / GB + 1.2),
             "reference": 3 * (billions * size + 0.8),
             "trainer": billions * (size + 12 + 4) + 4 * 1.5,
             "judge": 2 * 2 * 0.3,
