@@ -79,6 +79,8 @@ def quiet_driver(log_file: Path) -> None:
                     old.close()
         if logger is not root:
             logger.propagate = True
+            if logger.level:
+                logger.setLevel(max(logger.level, logging.INFO))  # Ray Data sets DEBUG and filters in its handlers
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)

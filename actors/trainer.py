@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ class ZeroTrainer:
             torch.set_num_threads(setup.threads)
         if self._rank == 0:
             check_architecture(setup.model, setup.batching.logprob_chunk)
-        self._engine, self._policy = _build_engine(setup)
+        self._engine, self._policy = build_engine(setup)
         self._device = self._engine.device
         self._step = 0
         if setup.checkpoint:
@@ -224,8 +225,11 @@ class ZeroTrainer:
         self._step = int(state["rondo_step"])
 
 
-def _build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
+def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
     """A ZeRO-3 engine over the policy: compute in the model's dtype, fp32 master weights, dropout off."""
+    # DeepSpeed compiles its operators with the ninja on the PATH. Another ninja than the environment's own, where that
+    # is not activated, is missing or takes what is built for out of date.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     import deepspeed
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig

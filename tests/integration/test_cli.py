@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,20 +16,34 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.ledger import read_record
-from tests.integration.conftest import ROOT, TINY, losses, pairs
+from tests.integration.conftest import ROOT, TINY, journal, losses, pairs
 
 BIN = Path(sys.executable).parent
 
 
 def run(*words, timeout=300, **env):
     return subprocess.run(
-        [*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}
+        [*map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **env},  # as in an activated environment
     )
 
 
 def status(root, run_dir):
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     return client.get_run(read_record(run_dir).mlflow_run)
+
+
+def free_port():
+    """A free port below those that Ray gives to workers."""
+    for port in range(8300, 9900):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no free port")
 
 
 @pytest.fixture
@@ -39,11 +54,12 @@ def head(ray_here):
     ray.shutdown()  # two clusters at once would not fit two cores
     directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
     before = set(psutil.pids())
-    words = [BIN / "ray", "start", "--head", "--port=0", "--dashboard-port=18265", "--num-cpus=2"]
+    port = free_port()
+    words = [BIN / "ray", "start", "--head", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
     words += ["--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={directory}"]
     started = run(*words, RAY_AUTH_MODE="disabled")
     assert started.returncode == 0, started.stderr
-    yield "http://127.0.0.1:18265", Path(directory)
+    yield f"http://127.0.0.1:{port}", Path(directory)
     ours = [p for p in psutil.process_iter(["name", "cmdline"]) if p.pid not in before]
     for p in ours:
         if directory in " ".join(p.info["cmdline"] or []):
@@ -74,7 +90,11 @@ def test_ray_job_submit_gives_the_same_pairs_and_losses(finished, overrides, hea
 def test_ctrl_c_ends_cleanly_and_resume_ends_where_the_whole_run_did(finished, overrides):
     config, whole, _, _ = finished
     words = [BIN / "rondo", "run", TINY, *overrides("stopped")]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    held = next(r["prompt_id"] for r in journal(whole, "judgements") if r["step"] == 2)
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "RONDO_TEST_HOLD": held},
+    )  # fmt: skip
     lines = []
     for line in process.stdout:
         lines.append(line)

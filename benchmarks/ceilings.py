@@ -1,0 +1,138 @@
+"""What each stage can do alone, on the data of a finished run: started by iteration.py, one process a stage.
+
+    sampler     plain vLLM `LLM.generate`, all prompts of a step in one call
+    reference   the scoring forward without gradients, over the step's packed cells
+    trainer     a bare ZeRO-3 engine under torchrun: forward, backward, optimizer step on the same packed batch
+
+Prints one JSON line: seconds (and tokens) by step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from pipelines.ledger import Ledger
+from preference.batching import PairBatch, collate
+from preference.pairing import Paired, PairingRules, make_pair
+from preference.types import Message, Prompt
+
+
+def prompts_of(config: RunConfig) -> dict[str, Prompt]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    found = {}
+    with open(config.prompts.train, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            turns = [{"role": "user", "content": row["prompt"]}]
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            found[row["id"]] = Prompt(row["id"], (Message("user", row["prompt"]),), tuple(ids))
+    return found
+
+
+def batches(config: RunConfig, run_dir: Path, prompts: dict[str, Prompt], ranks: int) -> list[PairBatch]:
+    """The packed batch of every step, rebuilt from the run's ledger."""
+    ledger = Ledger(run_dir)
+    try:
+        out = []
+        rules = PairingRules(
+            config.pairing.strategy, config.pairing.min_margin, config.sampling.missing_eos,
+            config.sampling.missing_eos_penalty, config.run.seed,
+        )  # fmt: skip
+        for _, journaled in sorted(ledger.replayable(prompts).items()):
+            pairs = [o.pair for g in journaled.judged if isinstance(o := make_pair(g, rules), Paired)]
+            scored = ledger.pairs_of(journaled, pairs)
+            if scored:
+                out.append(collate(scored, ranks, config.batching.micro_batch_tokens))
+        return out
+    finally:
+        ledger.close()
+
+
+def sampler(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    prompts = prompts_of(config)
+    by_step: dict[int, list[str]] = {}
+    for line in (run_dir / "ledger" / "judgements.jsonl").read_text().splitlines():
+        record = json.loads(line.partition(" ")[2])
+        by_step.setdefault(record["step"], []).append(record["prompt_id"])
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        config.model.path, dtype=config.model.dtype, enforce_eager=True, max_model_len=config.sampling.max_model_len,
+        kv_cache_memory_bytes=int(config.sampling.kv_cache_gb * 2**30), generation_config="vllm", seed=0,
+    )  # fmt: skip
+    params = SamplingParams(
+        n=config.sampling.candidates, max_tokens=config.sampling.max_tokens, temperature=1.0, logprobs=0
+    )
+    seconds, tokens = [], []
+    for _, ids in sorted(by_step.items()):
+        at = time.monotonic()
+        done = llm.generate([{"prompt_token_ids": list(prompts[i].token_ids)} for i in ids], params, use_tqdm=False)
+        seconds.append(time.monotonic() - at)
+        tokens.append(sum(len(o.token_ids) for r in done for o in r.outputs))
+    return {"seconds": seconds, "tokens": tokens}
+
+
+def reference(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from preference.logprobs import LogProbModel, model_inputs
+
+    torch.set_num_threads(config.resources.reference.threads)
+    lm = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=getattr(torch, config.model.dtype))
+    model = LogProbModel(lm.eval().requires_grad_(False), config.batching.logprob_chunk)
+    seconds = []
+    for batch in batches(config, run_dir, prompts_of(config), config.resources.trainer.actors):
+        at = time.monotonic()
+        with torch.no_grad():
+            for cell in (c for micro in batch.cells for c in micro):
+                model(**model_inputs(cell.rows, model.dtype, "cpu"))
+        seconds.append(time.monotonic() - at)
+    return {"seconds": seconds}
+
+
+def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    from actors.trainer import TrainerSetup, build_engine
+    from preference.logprobs import model_inputs
+
+    deepspeed.init_distributed("gloo")
+    torch.set_num_threads(config.resources.trainer.threads)
+    setup = TrainerSetup(
+        config.model, config.objective, config.optimizer, config.batching, config.run.steps, 0,
+        config.weights.bucket_mb * 2**20, "", "", False, config.resources.trainer.threads,
+    )  # fmt: skip
+    engine, policy = build_engine(setup)
+    seconds = []
+    for batch in batches(config, run_dir, prompts_of(config), dist.get_world_size()):
+        cells = batch.rank(dist.get_rank())
+        dist.barrier()
+        at = time.monotonic()
+        for micro, cell in enumerate(cells):
+            engine.set_gradient_accumulation_boundary(micro == len(cells) - 1)
+            engine.backward(-engine(**model_inputs(cell.rows, policy.dtype, "cpu")).mean())
+        engine.step()
+        seconds.append(time.monotonic() - at)
+    return {"seconds": seconds} if dist.get_rank() == 0 else {}
+
+
+if __name__ == "__main__":
+    stage, config_file, directory, *overrides = sys.argv[1:]
+    result = {"sampler": sampler, "reference": reference, "trainer": trainer}[stage](
+        load_config(config_file, overrides), Path(directory)
+    )
+    if result:
+        print("RESULT " + json.dumps(result))
