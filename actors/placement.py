@@ -9,35 +9,40 @@ from configs.schema import Group, RunConfig
 _TOLERANCE = 1e-9
 
 
-def by_stage(config: RunConfig) -> dict[str, dict[str, float]]:
-    """Resources each stage reserves: {"sampler": {"CPU": 0.25, ...}, ...}. A judge pool counts once a judge."""
+def by_stage(config: RunConfig, *, training: bool = True) -> dict[str, dict[str, float]]:
+    """Resources each stage reserves: {"sampler": {"CPU": 0.25, ...}, ...}. A judge pool counts once a judge.
+
+    An evaluation outside a run has every stage but the trainer: ``training=False``.
+    """
     resources = config.resources
     judges = 1 if config.evaluation.judge is None else 2
     return {
         "sampler": _total(resources.sampler),
         "judge": _total(resources.judge, judges),
         "reference": _total(resources.reference),
-        "trainer": _total(resources.trainer),
+        "trainer": _total(resources.trainer) if training else {},
         "data_cpus": {"CPU": resources.data_cpus},
     }
 
 
-def requested(config: RunConfig) -> dict[str, float]:
+def requested(config: RunConfig, *, training: bool = True) -> dict[str, float]:
     """Total of every resource the run reserves at once."""
     total: dict[str, float] = {}
-    for stage in by_stage(config).values():
+    for stage in by_stage(config, training=training).values():
         for name, amount in stage.items():
             total[name] = total.get(name, 0.0) + amount
     return total
 
 
-def shortfalls(config: RunConfig, available: Mapping[str, float]) -> list[str]:
+def shortfalls(config: RunConfig, available: Mapping[str, float], *, training: bool = True) -> list[str]:
     """One line a resource that ``available`` does not cover: what is needed, what is there, who wants it, the fix."""
     lines = []
-    for name, needed in sorted(requested(config).items()):
+    for name, needed in sorted(requested(config, training=training).items()):
         present = available.get(name, 0.0)
         if needed > present + _TOLERANCE:
-            wanted = ", ".join(f"{s} {r[name]:g}" for s, r in by_stage(config).items() if r.get(name))
+            wanted = ", ".join(
+                f"{s} {r[name]:g}" for s, r in by_stage(config, training=training).items() if r.get(name)
+            )
             lines.append(
                 f"{name}: {needed:g} needed, {present:g} present, {needed - present:g} missing ({wanted}); "
                 f"lower resources.<stage>.{_field(name)} or .actors, or add nodes"

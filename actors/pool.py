@@ -52,7 +52,9 @@ class StageFailed(RuntimeError):
 async def remote_call(ref: Any, *, who: str, seconds: float) -> Any:
     """Await an ObjectRef; a remote error, a dead actor or a missed deadline becomes an attributable StageFailed."""
     try:
-        return await asyncio.wait_for(_await(ref), timeout=seconds)
+        # Not wait_for: on Python 3.11 it swallows a cancellation that arrives together with the result.
+        async with asyncio.timeout(seconds):
+            return await ref
     except TimeoutError:
         raise StageFailed(f"{who}: no answer within {seconds:.0f} s; hung, or raise deadlines.call_s") from None
     except RayActorError as error:
@@ -61,10 +63,6 @@ async def remote_call(ref: Any, *, who: str, seconds: float) -> Any:
         raise StageFailed(f"{who}: {error}") from error
     except RayError as error:
         raise StageFailed(f"{who}: {type(error).__name__}: {error}") from error
-
-
-async def _await(ref: Any) -> Any:
-    return await ref
 
 
 class ActorPool(Generic[A]):

@@ -69,8 +69,8 @@ class Check:
     fix: str = ""
 
 
-def diagnose(config: RunConfig) -> list[Check]:
-    """Every check, in the order in which problems are best fixed."""
+def diagnose(config: RunConfig, *, training: bool = True) -> list[Check]:
+    """Every check, in the order in which problems are best fixed; without ``training`` no trainer is counted."""
     parameters = _parameters(config)
     checks = [
         _python(sys.version_info[:2]),
@@ -83,23 +83,27 @@ def diagnose(config: RunConfig) -> list[Check]:
     address = os.environ.get("RAY_ADDRESS", "")
     if address:  # then the stages run elsewhere, and the cluster is asked for its resources once it is joined
         return [*checks, _cluster(address)]
-    checks.append(_resources(config))
+    checks.append(_resources(config, training=training))
     if parameters:
-        checks += [_memory(config, parameters), _shared_memory(config, parameters)]
+        checks.append(_memory(config, parameters, training=training))
+        if training:
+            checks.append(_shared_memory(config, parameters))
     return checks
 
 
-def refuse_unfit(config: RunConfig) -> None:
+def refuse_unfit(config: RunConfig, *, training: bool = True) -> None:
     """Raise UnfitError naming every failed check and its fix."""
-    failed = [check for check in diagnose(config) if check.level is Level.FAIL]
+    failed = [check for check in diagnose(config, training=training) if check.level is Level.FAIL]
     if failed:
         lines = [f"{c.name}: {c.detail}; {c.fix}" for c in failed]
         raise UnfitError("this run cannot start here:\n  " + "\n  ".join(lines))
 
 
-def cluster_shortfalls(config: RunConfig, cluster_resources: Mapping[str, float]) -> list[str]:
+def cluster_shortfalls(
+    config: RunConfig, cluster_resources: Mapping[str, float], *, training: bool = True
+) -> list[str]:
     """What the joined cluster has too little of, one line a resource."""
-    return placement.shortfalls(config, cluster_resources)
+    return placement.shortfalls(config, cluster_resources, training=training)
 
 
 def doctor(config: RunConfig, console: Console | None = None) -> int:
@@ -331,11 +335,11 @@ def _cluster(address: str) -> Check:
     return _server("ray", address if "://" in address else f"//{address}", fix)
 
 
-def _resources(config: RunConfig) -> Check:
+def _resources(config: RunConfig, *, training: bool) -> Check:
     """Reservations against what a Ray of this machine alone would offer."""
-    wanted = placement.requested(config)
+    wanted = placement.requested(config, training=training)
     present = {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus()) if "GPU" in wanted else 0.0}
-    missing = placement.shortfalls(config, present)
+    missing = placement.shortfalls(config, present, training=training)
     if missing:
         fix = "or set RAY_ADDRESS to a cluster that has them"
         return Check("resources", Level.FAIL, "; ".join(missing), fix)
@@ -371,8 +375,10 @@ def _estimate(config: RunConfig, parameters: int) -> dict[str, float]:
     return {**{s: each * g.actors for s, (g, each) in stages.items() if not g.gpus}, "ray": _RAY_GB}
 
 
-def _memory(config: RunConfig, parameters: int) -> Check:
+def _memory(config: RunConfig, parameters: int, *, training: bool) -> Check:
     shares = _estimate(config, parameters)
+    if not training:
+        shares.pop("trainer", None)
     need, available = sum(shares.values()), psutil.virtual_memory().available / _GB
     breakdown = ", ".join(f"{stage} {share:.1f}" for stage, share in shares.items())
     detail = f"about {need:.1f} GB needed ({breakdown}), {available:.1f} GB available"

@@ -46,12 +46,12 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
 
     old = config.model_copy(update={"model": config.model.model_copy(update={"path": str(against.resolve())})})
     new = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model.resolve())})})
-    refuse_unfit(old)
-    refuse_unfit(new)
+    refuse_unfit(old, training=False)
+    refuse_unfit(new, training=False)
     with TemporaryDirectory(prefix="rondo-evaluate-") as scratch:
         logs = Path(scratch) / "logs"
         quiet_driver(logs / "driver.log")
-        join_cluster(config)
+        join_cluster(config, training=False)
         quiet_driver(logs / "driver.log")
         judges = [RuleJudgePool(config.judge, config, logs, "judge")]
         if config.evaluation.judge is not None:

@@ -120,8 +120,17 @@ def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[s
     return out
 
 
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
 @lru_cache(maxsize=1)
 def _tokenizer(model_path: str) -> Any:
+    settings = json.loads((Path(model_path) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") in _PLAIN and (Path(model_path) / "tokenizer.json").is_file():
+        # What AutoTokenizer would come to as well, without importing torch and every model's configuration for it.
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(model_path)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model_path)

@@ -234,7 +234,7 @@ def _finish(
         progress.final(watchers.last_evaluation, model, tracker.ui_command())
 
 
-def join_cluster(config: RunConfig) -> None:
+def join_cluster(config: RunConfig, *, training: bool = True) -> None:
     """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
     import ray
     import ray.data  # puts up its log handlers now, before those are taken down
@@ -249,6 +249,6 @@ def join_cluster(config: RunConfig) -> None:
         ray.init(**options)
     except ConnectionError as error:
         raise StageFailed(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no cluster answers there: {error}") from None
-    missing = cluster_shortfalls(config, ray.cluster_resources())
+    missing = cluster_shortfalls(config, ray.cluster_resources(), training=training)
     if missing:
         raise StageFailed("the cluster cannot hold this run:\n  " + "\n  ".join(missing))

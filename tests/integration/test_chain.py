@@ -150,3 +150,17 @@ def test_nothing_is_left_behind(finished):
     from pathlib import Path
 
     assert not [p for p in Path("/dev/shm").glob("rondo-*") if "whole" in p.name]
+
+
+def test_a_run_directory_that_a_node_does_not_see_is_refused(ray_here, tmp_path, monkeypatch):
+    from actors import nodes
+    from pipelines import session
+    from pipelines.ledger import LedgerError
+
+    assert nodes.blind_nodes(tmp_path) == []
+    session.refuse_invisible(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # the mark is gone
+    # A node with a directory of its own under the same name: the mark is not in it.
+    monkeypatch.setattr(nodes, "_sees", lambda path: False)
+    with pytest.raises(LedgerError, match=r"run\.root = .* is not visible from \d+\."):
+        session.refuse_invisible(tmp_path)

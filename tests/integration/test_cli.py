@@ -69,58 +69,56 @@ def head(ray_here):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
-def test_ray_job_submit_gives_the_same_pairs_and_losses(finished, overrides, head):
-    address, directory = head
-    config, run_dir, _, _ = finished
-    entry = ["python", "-m", "pipelines.online", "--config", TINY.relative_to(ROOT), *overrides("submitted")]
-    done = run(
-        BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entry, RAY_AUTH_MODE="disabled"
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "succeeded" in done.stdout
-    submitted = Path(config.run.root) / "submitted"
-    assert pairs(submitted) == pairs(run_dir)
-    assert losses(submitted) == losses(run_dir)
-    packages = list(directory.glob("session_*/runtime_resources/working_dir_files/*"))
-    assert packages
-    size = sum(f.stat().st_size for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file())
-    assert size < 2 * 2**20
-
-
-def test_ctrl_c_ends_cleanly_and_resume_ends_where_the_whole_run_did(finished, overrides):
-    config, whole, _, _ = finished
-    words = [BIN / "rondo", "run", TINY, *overrides("stopped")]
+@pytest.fixture(scope="module")
+def stopped(finished, overrides):
+    """(run directory, exit code, output after the signal, processes left) of a run that met Ctrl-C in its step 2."""
+    _, whole, _, _ = finished
     held = next(r["prompt_id"] for r in journal(whole, "judgements") if r["step"] == 2)
     process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "RONDO_TEST_HOLD": held},
+        [BIN / "rondo", "run", TINY, *overrides("stopped")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, "RONDO_TEST_HOLD": held},
     )  # fmt: skip
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("step 1/3"):
-            process.send_signal(signal.SIGINT)
-            break
+    next(line for line in process.stdout if line.startswith("step 1/3"))
     children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, "".join(lines) + rest
-    assert "Traceback" not in rest
-    assert psutil.wait_procs(children, timeout=20)[1] == []
-    stopped = Path(config.run.root) / "stopped"
-    before = status(config.run.root, stopped)
-    assert before.info.status == "KILLED"
-    kept = losses(stopped)
-    assert kept[1] == losses(whole)[1]
+    left = psutil.wait_procs(children, timeout=20)[1]
+    return whole.parent / "stopped", process.returncode, rest, left
 
-    again = run(BIN / "rondo", "run", TINY, *overrides("stopped"), "--resume=auto")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert pairs(stopped) == pairs(whole)
-    assert losses(stopped) == pytest.approx(losses(whole), abs=1e-6)
-    after = status(config.run.root, stopped)
+
+def test_ctrl_c_ends_cleanly(finished, stopped):
+    _, whole, _, _ = finished
+    run_dir, code, output, left = stopped
+    assert code == 130, output
+    assert "Traceback" not in output
+    assert "--resume=auto" in output
+    assert left == []
+    assert status(run_dir.parent, run_dir).info.status == "KILLED"
+    assert losses(run_dir) == {1: losses(whole)[1]}
+    assert not [p for p in Path("/dev/shm").glob("rondo-*") if "stopped" in p.name]
+
+
+def test_ray_job_submit_goes_on_and_ends_where_the_whole_run_did(finished, stopped, overrides, head):
+    config, whole, _, _ = finished
+    run_dir = stopped[0]
+    address, directory = head
+    before = status(run_dir.parent, run_dir)
+    entry = ["python", "-m", "pipelines.online", "--config", TINY.relative_to(ROOT), *overrides("stopped")]
+    job = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entry, "--resume=auto"]
+    done = run(*job, RAY_AUTH_MODE="disabled")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "succeeded" in done.stdout
+    assert pairs(run_dir) == pairs(whole)
+    assert losses(run_dir) == pytest.approx(losses(whole), abs=1e-6)
+    after = status(run_dir.parent, run_dir)
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     client = MlflowClient(f"sqlite:///{config.run.root}/mlflow.db")
     assert [m.step for m in client.get_metric_history(after.info.run_id, "loss")] == [1, 2, 3]
     assert not [p for p in Path("/dev/shm").glob("rondo-*") if "stopped" in p.name]
+    packages = list(directory.glob("session_*/runtime_resources/working_dir_files/*"))
+    assert packages
+    size = sum(f.stat().st_size for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file())
+    assert size < 2 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from configs.loading import flatten, validate
 from configs.schema import RunConfig
 from pipelines.plots import METRICS, is_known
-from pipelines.tracking import Tracker, TrackingError
+from pipelines.tracking import Tracker, TrackingError, _free_port
 from preference.reports import (
     BeforeAfter,
     EvalReport,
@@ -257,5 +257,14 @@ def test_the_ui_command_names_program_and_store(root: Path) -> None:
     tracker = Tracker.open(config_for(root, "ui"), root / "ui")
     program, verb, option, uri, *port = shlex.split(tracker.ui_command())  # the store's path has a space
     assert Path(program).exists()
-    assert (verb, option, port) == ("ui", "--backend-store-uri", ["--port", "5000"])
+    assert (verb, option, port[0]) == ("ui", "--backend-store-uri", "--port")
+    assert 5000 <= int(port[1]) < 5100
     assert uri == f"sqlite:///{root / 'mlflow.db'}"
+
+
+def test_the_shown_command_takes_a_port_that_is_free():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert _free_port(port) > port

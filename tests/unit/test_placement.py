@@ -86,3 +86,12 @@ def test_only_the_stages_that_take_a_resource_are_named() -> None:
     assert "resources.<stage>.gpus" in gpu
     assert "2 needed, 0 present, 2 missing (sampler 1, trainer 1)" in fast
     assert "resources.<stage>.custom.fast" in fast
+
+
+def test_an_evaluation_needs_no_trainer() -> None:
+    config = configured(SPREAD)
+    trainer = by_stage(config)["trainer"]["CPU"]
+    assert requested(config)["CPU"] - requested(config, training=False)["CPU"] == pytest.approx(trainer)
+    just_enough = requested(config, training=False)
+    assert shortfalls(config, just_enough)
+    assert not shortfalls(config, just_enough, training=False)
