@@ -235,6 +235,7 @@ def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
     from transformers.integrations import HfDeepSpeedConfig
 
     config = zero_config(setup)
+    buffers = _true_buffers(setup.model)
     # While this object lives, from_pretrained partitions each layer as it loads: no rank ever holds the whole model.
     sharded_loading = HfDeepSpeedConfig(config)
     lm = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=getattr(torch, setup.model.dtype))
@@ -252,7 +253,33 @@ def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
     else:
         optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
+    _restore_buffers(policy.lm, buffers, engine.device)
     return engine, policy
+
+
+def _true_buffers(model: Model) -> dict[str, Tensor]:
+    """Buffers as the architecture makes them; its parameters stay on the meta device and take no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        skeleton = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(model.path), dtype=getattr(torch, model.dtype)
+        )
+    return dict(skeleton.named_buffers())
+
+
+def _restore_buffers(lm: torch.nn.Module, buffers: dict[str, Tensor], device: Any) -> None:
+    """Put exact buffers into ``lm``: where DeepSpeed shards a model as it loads, it makes them in the compute type.
+
+    Rotary frequencies rounded to bf16 move log-probs by tenths of a nat, and the reference has them in fp32.
+    """
+    persistent = lm.state_dict(keep_vars=True).keys()
+    for prefix, module in lm.named_modules():
+        for name in module._buffers:
+            full = f"{prefix}.{name}" if prefix else name
+            if full not in persistent:  # the others come from the checkpoint
+                module._buffers[name] = buffers[full].to(device)
 
 
 def zero_config(setup: TrainerSetup) -> dict[str, Any]:

@@ -77,8 +77,16 @@ _ATTEMPT_FIELDS = (
 
 
 def scientific(config: RunConfig) -> dict[str, str]:
-    """The flattened fields that define the experiment: all but placement, tracking, deadlines and length."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith(_ATTEMPT_FIELDS)}
+    """The flattened fields that define the experiment: all but placement, tracking, deadlines and length.
+
+    Prompt files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
+    """
+    fields = {k: v for k, v in flatten(config).items() if not k.startswith(_ATTEMPT_FIELDS)}
+    for key in ("prompts.train", "prompts.heldout"):
+        path = Path(fields[key])
+        content = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "absent"
+        fields[key] = f"{path.name} ({content})"
+    return fields
 
 
 def config_hash(config: RunConfig) -> str:

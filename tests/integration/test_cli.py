@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.ledger import read_record
+from preference.types import content_id
 from tests.integration.conftest import ROOT, TINY, journal, losses, pairs
 
 BIN = Path(sys.executable).parent
@@ -35,6 +36,10 @@ def run(*words, timeout=300, **env):
 def status(root, run_dir):
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     return client.get_run(read_record(run_dir).mlflow_run)
+
+
+def shared_memory_of(run_dir):
+    return list(Path("/dev/shm").glob(f"rondo-{content_id(str(run_dir))}-*"))
 
 
 def free_port():
@@ -95,7 +100,7 @@ def test_ctrl_c_ends_cleanly(finished, stopped):
     assert left == []
     assert status(run_dir.parent, run_dir).info.status == "KILLED"
     assert losses(run_dir) == {1: losses(whole)[1]}
-    assert not [p for p in Path("/dev/shm").glob("rondo-*") if "stopped" in p.name]
+    assert shared_memory_of(run_dir) == []
 
 
 def test_ray_job_submit_goes_on_and_ends_where_the_whole_run_did(finished, stopped, overrides, head):
@@ -114,7 +119,7 @@ def test_ray_job_submit_goes_on_and_ends_where_the_whole_run_did(finished, stopp
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     client = MlflowClient(f"sqlite:///{config.run.root}/mlflow.db")
     assert [m.step for m in client.get_metric_history(after.info.run_id, "loss")] == [1, 2, 3]
-    assert not [p for p in Path("/dev/shm").glob("rondo-*") if "stopped" in p.name]
+    assert shared_memory_of(run_dir) == []
     packages = list(directory.glob("session_*/runtime_resources/working_dir_files/*"))
     assert packages
     size = sum(f.stat().st_size for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file())
