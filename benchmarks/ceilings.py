@@ -116,8 +116,12 @@ def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         config.weights.bucket_mb * 2**20, "", "", False, config.resources.trainer.threads,
     )  # fmt: skip
     engine, policy = build_engine(setup)
+    shared: list[Any] = [None]
+    if dist.get_rank() == 0:  # a ledger has one reader at a time
+        shared = [batches(config, run_dir, prompts_of(config), dist.get_world_size())]
+    dist.broadcast_object_list(shared)
     seconds = []
-    for batch in batches(config, run_dir, prompts_of(config), dist.get_world_size()):
+    for batch in shared[0]:
         cells = batch.rank(dist.get_rank())
         dist.barrier()
         at = time.monotonic()

@@ -1,6 +1,6 @@
 """One iteration against the sum of its stages' own ceilings, stage by stage: where the time goes.
 
-The quickstart's iteration (16 prompts x 4 samples x 48 tokens) beside plain vLLM, a plain scoring forward and a bare
+An iteration of 16 prompts x 2 samples x 48 tokens beside plain vLLM, a plain scoring forward and a bare
 ZeRO-3 engine on the same prompts and packed batches, alternated. The first two steps of every repetition warm up
 (DeepSpeed records its prefetch order) and are not counted, on either side. Judging, pairing, publishing and loading
 are in the iteration and in no ceiling.
@@ -43,7 +43,13 @@ def ceiling(stage: str, group: Group, directory: Path, overrides: list[str]) -> 
 
 
 def main() -> None:
-    overrides = [f"run.steps={STEPS}", "evaluation.prompts=1", "evaluation.probe=0", "checkpoint.every=1000"]
+    overrides = [
+        f"run.steps={STEPS}",
+        "sampling.candidates=2",
+        "evaluation.prompts=1",
+        "evaluation.probe=0",
+        "checkpoint.every=1000",
+    ]
     groups = load_config(QUICKSTART, overrides).resources
     iterations: list[float] = []
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -71,7 +77,7 @@ def main() -> None:
     save(
         "iteration",
         {
-            "iteration": "16 prompts x 4 samples x 48 tokens, SmolLM2-135M",
+            "iteration": "16 prompts x 2 samples x 48 tokens, SmolLM2-135M",
             "rondo_seconds": spread(iterations),
             "rondo_seconds_by_stage": {s: round(median(v), 3) for s, v in stages.items() if v and s != "checkpoint"},
             "ceiling_seconds_by_stage": floor,

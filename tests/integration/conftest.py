@@ -6,17 +6,38 @@ import asyncio
 import io
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
-import yaml
 from rich.console import Console
 
 from configs.loading import load_config
+from preference.types import content_id
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "integration" / "tiny.yaml"
+BIN = Path(sys.executable).parent
+os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster of the tests listens on loopback only
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A local head as ``ray start`` makes it, with its dashboard."""
+
+    address: str
+    dashboard: str
+    directory: Path
 
 
 @pytest.fixture(scope="session")
@@ -24,17 +45,65 @@ def tiny(tmp_path_factory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+def free_port(taken: int = 0) -> int:
+    """A free port below those that Ray gives to workers."""
+    for port in range(8300, 9900):
+        with socket.socket() as probe:
+            if port != taken and probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no free port")
+
+
 @pytest.fixture(scope="session")
-def ray_here():
-    """A local cluster in this process; everything it started is gone afterwards."""
+def head() -> Iterator[Head]:
+    """One head for all tests, stopped by process id."""
+    directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
+    gcs = free_port()
+    dashboard = free_port(taken=gcs)
+    words = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    words += [f"--dashboard-port={dashboard}", "--include-dashboard=true", "--num-cpus=2", "--disable-usage-stats"]
+    words += [f"--object-store-memory={200 * 2**20}", f"--temp-dir={directory}"]
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}  # as in an activated environment
+    started = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert started.returncode == 0, started.stderr
+    yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", Path(directory))
+    ours = [p for p in psutil.process_iter() if directory in " ".join(command_line(p))]
+    ours += [child for p in ours for child in p.children(recursive=True)]
+    for p in ours:
+        with suppress(psutil.NoSuchProcess):
+            p.kill()
+    assert psutil.wait_procs(ours, timeout=20)[1] == []
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="session")
+def ray_here(head):
+    """This process as a driver on the head."""
     import ray
 
-    os.environ.pop("RAY_ADDRESS", None)
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=200 * 2**20
-    )
+    ray.init(address=head.address, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def engines(ray_here):
+    """(call, one actor, another actor) that run vLLM; importing it takes long, so all tests share them."""
+    from tests.integration.engines import EngineActor
+
+    env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    remote = ray_here.remote(num_cpus=0, runtime_env={"env_vars": env})(EngineActor)
+    one, other = remote.remote(), remote.remote()
+    yield lambda ref: ray_here.get(ref, timeout=120), one, other
+    ray_here.kill(one)
+    ray_here.kill(other)
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +140,5 @@ def pairs(run_dir: Path) -> dict[int, list[str]]:
     return {r["step"]: r["pairs"] for r in journal(run_dir, "steps") if r["event"] == "prepared"}
 
 
-def write_yaml(path: Path, content: dict) -> Path:
-    path.write_text(yaml.safe_dump(content))
-    return path
+def shared_memory_of(run_dir: Path) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"rondo-{content_id(str(run_dir))}-*"))

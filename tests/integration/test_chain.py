@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from pipelines.export import export_run, export_weights
 from pipelines.ledger import complete_checkpoints, read_record
-from tests.integration.conftest import journal, losses
+from tests.integration.conftest import journal, losses, shared_memory_of
 
 
 def metric(run_dir, config, name):
@@ -87,7 +88,7 @@ def test_every_prompt_has_one_fate(finished):
     assert totals.tolist() == [4, 4, 4]
 
 
-def test_export_loads_in_plain_transformers_and_plain_vllm(finished, ray_here, tmp_path):
+def test_export_loads_in_plain_transformers_and_plain_vllm(finished, engines, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _, run_dir, _, _ = finished
@@ -102,15 +103,8 @@ def test_export_loads_in_plain_transformers_and_plain_vllm(finished, ray_here, t
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8, do_sample=False
     )[0, len(prompt) :].tolist()
 
-    @ray_here.remote(num_cpus=0.25, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}})
-    def plain_vllm():
-        from vllm import LLM, SamplingParams
-
-        llm = LLM(str(out), dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=2**26)
-        result = llm.generate({"prompt_token_ids": prompt}, SamplingParams(max_tokens=8, temperature=0), use_tqdm=False)
-        return list(result[0].outputs[0].token_ids)
-
-    assert ray_here.get(plain_vllm.remote(), timeout=120) == plain
+    get, engine, _ = engines
+    assert get(engine.plain.remote(str(out), prompt)) == plain
 
 
 def test_mlflow_holds_the_run(finished):
@@ -144,12 +138,10 @@ def test_the_person_sees_what_happened(finished):
 def test_nothing_is_left_behind(finished):
     import psutil
 
-    _, _, _, _ = finished
+    _, run_dir, _, _ = finished
     names = [p.info["name"] or "" for p in psutil.process_iter(["name"])]
     assert not [n for n in names if n.startswith(("ray::SamplerActor", "ray::ReferenceActor", "ray::RayTrainWorker"))]
-    from pathlib import Path
-
-    assert not [p for p in Path("/dev/shm").glob("rondo-*") if "whole" in p.name]
+    assert shared_memory_of(run_dir) == []
 
 
 def test_a_run_directory_that_a_node_does_not_see_is_refused(ray_here, tmp_path, monkeypatch):

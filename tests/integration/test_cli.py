@@ -3,12 +3,8 @@
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -16,10 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.ledger import read_record
-from preference.types import content_id
-from tests.integration.conftest import ROOT, TINY, journal, losses, pairs
-
-BIN = Path(sys.executable).parent
+from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, shared_memory_of
 
 
 def run(*words, timeout=300, **env):
@@ -36,42 +29,6 @@ def run(*words, timeout=300, **env):
 def status(root, run_dir):
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     return client.get_run(read_record(run_dir).mlflow_run)
-
-
-def shared_memory_of(run_dir):
-    return list(Path("/dev/shm").glob(f"rondo-{content_id(str(run_dir))}-*"))
-
-
-def free_port():
-    """A free port below those that Ray gives to workers."""
-    for port in range(8300, 9900):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no free port")
-
-
-@pytest.fixture
-def head(ray_here):
-    """(address, directory) of a local head with its dashboard, started and stopped by process id."""
-    import ray
-
-    ray.shutdown()  # two clusters at once would not fit two cores
-    directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
-    before = set(psutil.pids())
-    port = free_port()
-    words = [BIN / "ray", "start", "--head", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
-    words += ["--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={directory}"]
-    started = run(*words, RAY_AUTH_MODE="disabled")
-    assert started.returncode == 0, started.stderr
-    yield f"http://127.0.0.1:{port}", Path(directory)
-    ours = [p for p in psutil.process_iter(["name", "cmdline"]) if p.pid not in before]
-    for p in ours:
-        if directory in " ".join(p.info["cmdline"] or []):
-            p.terminate()
-    psutil.wait_procs(ours, timeout=20)
-    shutil.rmtree(directory, ignore_errors=True)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +63,10 @@ def test_ctrl_c_ends_cleanly(finished, stopped):
 def test_ray_job_submit_goes_on_and_ends_where_the_whole_run_did(finished, stopped, overrides, head):
     config, whole, _, _ = finished
     run_dir = stopped[0]
-    address, directory = head
     before = status(run_dir.parent, run_dir)
     entry = ["python", "-m", "pipelines.online", "--config", TINY.relative_to(ROOT), *overrides("stopped")]
-    job = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entry, "--resume=auto"]
-    done = run(*job, RAY_AUTH_MODE="disabled")
+    job = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entry, "--resume=auto"]
+    done = run(*job)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     assert pairs(run_dir) == pairs(whole)
@@ -120,7 +76,7 @@ def test_ray_job_submit_goes_on_and_ends_where_the_whole_run_did(finished, stopp
     client = MlflowClient(f"sqlite:///{config.run.root}/mlflow.db")
     assert [m.step for m in client.get_metric_history(after.info.run_id, "loss")] == [1, 2, 3]
     assert shared_memory_of(run_dir) == []
-    packages = list(directory.glob("session_*/runtime_resources/working_dir_files/*"))
+    packages = list(head.directory.glob("session_*/runtime_resources/working_dir_files/*"))
     assert packages
     size = sum(f.stat().st_size for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file())
     assert size < 2 * 2**20

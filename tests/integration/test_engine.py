@@ -1,59 +1,17 @@
 """The engine contract, on real vLLM in Ray actors: streaming, seeds, abort, and above all weights that arrive."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.engine import InProcessEngine
-from actors.requests import SampleRequest
 from actors.weights import WeightFiles, WeightsError, WeightWriter
-from configs.schema import Model, Sampling
 from pipelines.export import export_weights
 from preference.types import Version
 from tests.tiny import tiny_model
 
-SAMPLING = Sampling(max_model_len=128, max_tokens=16, kv_cache_gb=0.1)
-PROMPTS = [tuple(range(5 + i, 25 + i)) for i in range(4)]
-
-
-class Bench:
-    """A real engine in an actor of its own, driven synchronously."""
-
-    def __init__(self, model: str) -> None:
-        self.engine = InProcessEngine(Model(path=model, dtype="float32"), SAMPLING, seed=0, on_gpu=False)
-
-    def answers(self, temperature, tag, count=None):
-        prompts = PROMPTS[:count]
-        self.engine.submit([SampleRequest(f"{tag}{i}", p, 16, temperature, 1.0, 7 + i) for i, p in enumerate(prompts)])
-        found = {}
-        while len(found) < len(prompts):
-            found |= {s.request_id: s for s in self.engine.poll(1.0)}
-        return [found[f"{tag}{i}"] for i in range(len(prompts))]
-
-    def load(self, directory):
-        self.engine.load_weights(WeightFiles.open(Path(directory)))
-        return self.engine.health().version
-
-    def abort_one(self):
-        requests = [SampleRequest(f"x{i}", PROMPTS[i], 100, 1.0, 1.0, i) for i in range(2)]
-        self.engine.submit(requests)
-        self.engine.poll(0.0)
-        self.engine.abort(["x0"])
-        found = []
-        while not found:
-            found = self.engine.poll(1.0)
-        return [s.request_id for s in found], self.engine.health().running
-
-    def bad_weights(self, directory):
-        with pytest.raises(WeightsError):
-            self.engine.load_weights(WeightFiles.open(Path(directory)))
-        return self.engine.health().version
-
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def case(request, ray_here, tmp_path_factory):
+def case(request, engines, tmp_path_factory):
     """A running engine on model A, and model B: the same architecture, other weights, published and exported."""
     directory = tmp_path_factory.mktemp("engine")
     a = tiny_model(directory / "a", seed=1, tied=request.param)
@@ -64,12 +22,9 @@ def case(request, ray_here, tmp_path_factory):
         writer.add({n: other[n] for n in names[start : start + 5]})
     writer.finish()
     b = export_weights(WeightFiles.open(directory / "published"), a, directory / "b")
-    env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    remote = ray_here.remote(num_cpus=0.25, runtime_env={"env_vars": env})(Bench)
-    engine, fresh = remote.remote(str(a)), remote.remote(str(b))
-    yield lambda ref: ray_here.get(ref, timeout=120), engine, fresh, directory
-    ray_here.kill(engine)
-    ray_here.kill(fresh)
+    get, engine, fresh = engines
+    get([engine.start.remote(str(a)), fresh.start.remote(str(b))])
+    return get, engine, fresh, directory
 
 
 def close(a, b):

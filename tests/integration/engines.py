@@ -1,0 +1,55 @@
+"""vLLM in an actor of its own, driven synchronously."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.engine import InProcessEngine
+from actors.requests import SampleRequest
+from actors.weights import WeightFiles, WeightsError
+from configs.schema import Model, Sampling
+
+SAMPLING = Sampling(max_model_len=128, max_tokens=16, kv_cache_gb=0.1)
+PROMPTS = [tuple(range(5 + i, 25 + i)) for i in range(4)]
+
+
+class EngineActor:
+    """Rondo's engine after ``start``; ``plain`` is vLLM without anything of Rondo."""
+
+    def start(self, model: str) -> None:
+        self.engine = InProcessEngine(Model(path=model, dtype="float32"), SAMPLING, seed=0, on_gpu=False)
+
+    def answers(self, temperature, tag, count=None):
+        prompts = PROMPTS[:count]
+        self.engine.submit([SampleRequest(f"{tag}{i}", p, 16, temperature, 1.0, 7 + i) for i, p in enumerate(prompts)])
+        found = {}
+        while len(found) < len(prompts):
+            found |= {s.request_id: s for s in self.engine.poll(1.0)}
+        return [found[f"{tag}{i}"] for i in range(len(prompts))]
+
+    def load(self, directory):
+        self.engine.load_weights(WeightFiles.open(Path(directory)))
+        return self.engine.health().version
+
+    def abort_one(self):
+        requests = [SampleRequest(f"x{i}", PROMPTS[i], 100, 1.0, 1.0, i) for i in range(2)]
+        self.engine.submit(requests)
+        self.engine.poll(0.0)
+        self.engine.abort(["x0"])
+        found = []
+        while not found:
+            found = self.engine.poll(1.0)
+        return [s.request_id for s in found], self.engine.health().running
+
+    def bad_weights(self, directory):
+        with pytest.raises(WeightsError):
+            self.engine.load_weights(WeightFiles.open(Path(directory)))
+        return self.engine.health().version
+
+    def plain(self, model, prompt):
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(model, dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=2**26)
+        params = SamplingParams(max_tokens=8, temperature=0)
+        result = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+        return list(result[0].outputs[0].token_ids)
