@@ -182,14 +182,11 @@ class ZeroTrainer:
         for names, parameters in self._buckets():
             at = time.monotonic()
             with deepspeed.zero.GatheredParameters(parameters):
-                tensors = (
-                    {n: p.detach().cpu().clone() for n, p in zip(names, parameters, strict=True)} if writer else {}
-                )
-            gather += time.monotonic() - at
-            at = time.monotonic()
-            if writer:
-                writer.add(tensors)
-            write += time.monotonic() - at
+                gather += time.monotonic() - at
+                at = time.monotonic()
+                if writer:
+                    writer.add({n: p.detach().cpu() for n, p in zip(names, parameters, strict=True)})
+                write += time.monotonic() - at
         size = writer.finish().bytes if writer else 0
         return PublishDone(command.version, command.directory, size, gather, write)
 

@@ -1,12 +1,11 @@
-"""One Ray cluster of one, one tiny model and one finished run for all integration tests."""
+"""One Ray head, one tiny model, one finished and one stopped run for all tests that need real parts."""
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,9 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from configs.loading import load_config
+from configs.schema import RunConfig
+from pipelines.ledger import read_record
 from preference.types import content_id
 from tests.tiny import tiny_model
 
@@ -113,18 +115,59 @@ def overrides(tiny, tmp_path_factory):
     return lambda name, *more: [f"run.name={name}", f"run.root={root}", f"model.path={tiny}", *more]
 
 
-@pytest.fixture(scope="session")
-def finished(ray_here, overrides):
-    """(config, run directory, reports, evaluation, terminal output) of one whole run on the tiny model."""
-    from pipelines.progress import Progress
-    from pipelines.session import run_online
+def run(*words: object, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command as a user gives it, in an activated environment, at the top of the repository."""
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **env}
+    return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
+
+def submit(head: Head, *words: str) -> str:
+    """``ray job submit`` of a run on the tiny model, to its end; returns the job's output."""
+    job = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python", "-m"]
+    done = run(*job, "pipelines.online", "--config", TINY.relative_to(ROOT), *words)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "succeeded" in done.stdout
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Finished:
+    config: RunConfig
+    directory: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def finished(head, overrides) -> Finished:
+    """One whole run on the tiny model, as a job on a cluster."""
+    output = submit(head, *overrides("whole"))
     config = load_config(TINY, overrides("whole"))
-    text = io.StringIO()
-    with Progress(Console(file=text, width=200)) as progress:
-        evaluation = asyncio.run(run_online(config, "never", progress))
-    run_dir = Path(config.run.root) / "whole"
-    return config, run_dir, evaluation, text.getvalue()
+    return Finished(config, Path(config.run.root) / "whole", output)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    directory: Path
+    code: int
+    output: str  # what it said after the signal
+    left: list[psutil.Process]  # what outlived it
+
+
+@pytest.fixture(scope="session")
+def stopped(finished, overrides) -> Stopped:
+    """The same run on a cluster of its own, which meets Ctrl-C while its last step is being judged."""
+    held = next(r["prompt_id"] for r in journal(finished.directory, "judgements") if r["step"] == 3)
+    process = subprocess.Popen(
+        [BIN / "rondo", "run", TINY, *overrides("stopped")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, "RONDO_TEST_HOLD": held},
+    )  # fmt: skip
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("step 2/3"))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    left = psutil.wait_procs(children, timeout=20)[1]
+    return Stopped(finished.directory.parent / "stopped", process.returncode, rest, left)
 
 
 def journal(run_dir: Path, name: str) -> list[dict]:
@@ -142,3 +185,10 @@ def pairs(run_dir: Path) -> dict[int, list[str]]:
 
 def shared_memory_of(run_dir: Path) -> list[Path]:
     return list(Path("/dev/shm").glob(f"rondo-{content_id(str(run_dir))}-*"))
+
+
+def mlflow(run_dir: Path) -> tuple[MlflowClient, Run]:
+    record = read_record(run_dir)
+    assert record is not None
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    return client, client.get_run(record.mlflow_run)

@@ -1,5 +1,6 @@
 """vLLM in an actor of its own, driven synchronously."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,11 @@ PROMPTS = [tuple(range(5 + i, 25 + i)) for i in range(4)]
 class EngineActor:
     """Rondo's engine after ``start``; ``plain`` is vLLM without anything of Rondo."""
 
+    engine: InProcessEngine | None = None
+
     def start(self, model: str) -> None:
+        self.engine = None
+        gc.collect()  # an engine that is collected later takes the process groups of its successor with it
         self.engine = InProcessEngine(Model(path=model, dtype="float32"), SAMPLING, seed=0, on_gpu=False)
 
     def answers(self, temperature, tag, count=None):
