@@ -14,7 +14,7 @@ from configs.loading import load_config
 from tests.integration.conftest import ROOT, journal, losses
 
 SMALL = [
-    "run.name=smollm2", "run.steps=1", "sampling.prompts_per_step=4", "sampling.candidates=3",
+    "run.name=smollm2", "run.steps=1", "sampling.prompts_per_step=4", "sampling.candidates=3", "sampling.max_tokens=24",
     "evaluation.prompts=4", "evaluation.probe=0", "optimizer.warmup_steps=0",
 ]  # fmt: skip
 
