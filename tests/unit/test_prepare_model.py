@@ -64,7 +64,7 @@ def test_a_file_cut_short_is_named(model, tmp_path):
     whole = (model / "model.safetensors").read_bytes()
     assert tensors(model / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes(whole[:-7])
-    with pytest.raises(ValueError, match="model.safetensors holds .* cut short"):
+    with pytest.raises(ValueError, match=r"model\.safetensors holds .* cut short"):
         tensors(tmp_path / "model.safetensors")
 
 
