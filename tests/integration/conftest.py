@@ -160,6 +160,8 @@ def stopped(finished, overrides) -> Stopped:
     process = subprocess.Popen(
         [BIN / "rondo", "run", TINY, *overrides("stopped")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, env={**os.environ, "RONDO_TEST_HOLD": held},
+        # As from a terminal: a shell starts what it puts into the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout
     next(line for line in process.stdout if line.startswith("step 2/3"))
