@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from preference.objectives.step import StepSize
 from preference.reports import TrainMetrics
 from preference.types import Version
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Take optimizer step ``step`` (1-based) on a batch; ``cells[rank]`` refers to that rank's tuple of PairCells."""
+    """Take optimizer step ``step`` (1-based) on a batch; ``batch[rank]`` refers to that rank's share."""
 
     step: int
-    cells: tuple[Any, ...]  # ray.ObjectRef[tuple[PairCell, ...]] per rank
-    pairs: int
-    padding: float
+    batch: tuple[Any, ...]  # ray.ObjectRef[RankBatch] per rank
+    size: StepSize
+    waiting: float  # expected share of the ranks' time lost to unequal cells
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Losses and rewards of a batch, without learning from it."""
+
+    batch: tuple[Any, ...]  # ray.ObjectRef[RankBatch] per rank
+    size: StepSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +49,18 @@ class Stop:
     pass
 
 
-Command = Train | Publish | Checkpoint | Stop
+Command = Train | Evaluate | Publish | Checkpoint | Stop
 
 
 @dataclass(frozen=True, slots=True)
 class TrainDone:
     metrics: TrainMetrics
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateDone:
+    metrics: TrainMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +84,4 @@ class Stopped:
     pass
 
 
-Done = TrainDone | PublishDone | CheckpointDone | Stopped
+Done = TrainDone | EvaluateDone | PublishDone | CheckpointDone | Stopped

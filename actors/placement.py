@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import Group, RunConfig
+from configs.runs import TrainingConfig
+from configs.schema import Group
 
 _TOLERANCE = 1e-9
 
 
-def by_stage(config: RunConfig, *, training: bool = True) -> dict[str, dict[str, float]]:
+def by_stage(config: TrainingConfig, *, training: bool = True) -> dict[str, dict[str, float]]:
     """Resources each stage reserves: {"sampler": {"CPU": 0.25, ...}, ...}. A judge pool counts once a judge.
 
     An evaluation outside a run has every stage but the trainer: ``training=False``.
     """
-    resources = config.resources
-    judges = 1 if config.evaluation.judge is None else 2
-    return {
-        "sampler": _total(resources.sampler),
-        "judge": _total(resources.judge, judges),
-        "reference": _total(resources.reference),
-        "trainer": _total(resources.trainer) if training else {},
-        "data_cpus": {"CPU": resources.data_cpus},
-    }
+    stages = {}
+    for stage, groups in config.groups.items():
+        if stage == "trainer" and not training:
+            continue
+        total: dict[str, float] = {}
+        for group in groups:
+            for name, amount in _total(group).items():
+                total[name] = total.get(name, 0.0) + amount
+        stages[stage] = total
+    return {**stages, "data_cpus": {"CPU": config.resources.data_cpus}}
 
 
-def requested(config: RunConfig, *, training: bool = True) -> dict[str, float]:
+def requested(config: TrainingConfig, *, training: bool = True) -> dict[str, float]:
     """Total of every resource the run reserves at once."""
     total: dict[str, float] = {}
     for stage in by_stage(config, training=training).values():
@@ -34,7 +36,7 @@ def requested(config: RunConfig, *, training: bool = True) -> dict[str, float]:
     return total
 
 
-def shortfalls(config: RunConfig, available: Mapping[str, float], *, training: bool = True) -> list[str]:
+def shortfalls(config: TrainingConfig, available: Mapping[str, float], *, training: bool = True) -> list[str]:
     """One line a resource that ``available`` does not cover: what is needed, what is there, who wants it, the fix."""
     lines = []
     for name, needed in sorted(requested(config, training=training).items()):
@@ -50,9 +52,9 @@ def shortfalls(config: RunConfig, available: Mapping[str, float], *, training: b
     return lines
 
 
-def _total(group: Group, times: int = 1) -> dict[str, float]:
+def _total(group: Group) -> dict[str, float]:
     each = {"CPU": group.cpus, "GPU": group.gpus, **group.custom}
-    return {name: amount * group.actors * times for name, amount in each.items() if amount}
+    return {name: amount * group.actors for name, amount in each.items() if amount}
 
 
 def _field(resource: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ from numpy.typing import NDArray
 
 from actors.pool import ActorPool, actor_options, remote_call
 from actors.quiet import redirect_output
-from configs.schema import Batching, Model, RunConfig
-from preference.batching import PackedRows
+from actors.weights import WeightFiles, WeightWriter
+from configs.runs import TrainingConfig
+from configs.schema import Batching, Model
+from preference.batching import Packed
 from preference.logprobs import LogProbModel, model_inputs
+from preference.types import Version
 
 
 class ReferenceActor:
@@ -30,14 +32,32 @@ class ReferenceActor:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if on_gpu else "cpu")
         lm = AutoModelForCausalLM.from_pretrained(model.path, dtype=getattr(torch, model.dtype))
+        self._exact: dict[str, torch.Tensor] = {}  # fp32 copies, once the reference is a moving average
         self._model = LogProbModel(lm.to(self._device).eval().requires_grad_(False), batching.logprob_chunk)
 
-    def score(self, rows: PackedRows) -> NDArray[np.float32]:
-        """Reference log-probs [N] of ``rows.target``, nats."""
+    def score(self, packed: Packed) -> NDArray[np.float32]:
+        """Reference log-probs [N] of ``packed.target``, nats."""
         with torch.no_grad():
-            logps: torch.Tensor = self._model(**model_inputs(rows, self._model.dtype, self._device))
+            logps, _ = self._model(**model_inputs(packed, self._device))
         scored: NDArray[np.float32] = logps.float().cpu().numpy()
         return scored
+
+    def refresh(self, directory: str, alpha: float) -> None:
+        """pi_ref <- alpha pi + (1 - alpha) pi_ref, in fp32 so that many small moves are not rounded away."""
+        parameters = dict(self._model.lm.named_parameters())
+        with torch.no_grad():
+            for name, tensor in WeightFiles.open(Path(directory)):
+                parameter = parameters[name]
+                exact = self._exact.get(name, parameter.float())
+                exact = exact.lerp(tensor.to(exact), alpha) if alpha < 1 else tensor.to(exact)
+                parameter.copy_(exact)
+                if parameter.dtype != torch.float32 and (alpha < 1 or tensor.dtype == torch.float32):
+                    self._exact[name] = exact
+
+    def save(self, directory: str, version: Version) -> None:
+        writer = WeightWriter(Path(directory), version)
+        writer.add({n: self._exact.get(n, p).detach().cpu() for n, p in self._model.lm.named_parameters()})
+        writer.finish()
 
     def ready(self) -> bool:
         return True
@@ -46,10 +66,10 @@ class ReferenceActor:
 class ReferencePool:
     """Scores cells on as many actors as there are, in any order, answers in the order asked."""
 
-    def __init__(self, config: RunConfig, log_dir: Path) -> None:
+    def __init__(self, config: TrainingConfig, log_dir: Path) -> None:
         group = config.resources.reference
         remote: Any = ray.remote(ReferenceActor)
-        self._start_s = config.deadlines.start_s
+        self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
         self._actors = [
             remote.options(**actor_options(group)).remote(
                 config.model, config.batching, group.threads, group.gpus > 0, str(log_dir / f"reference-{i}.log")
@@ -62,12 +82,28 @@ class ReferencePool:
         for i, actor in enumerate(self._actors):
             await remote_call(actor.ready.remote(), who=f"reference actor {i} (starting)", seconds=self._start_s)
 
-    async def score(self, cells: Sequence[PackedRows]) -> list[NDArray[np.float32]]:
-        async def one(cell: PackedRows) -> NDArray[np.float32]:
-            logps: NDArray[np.float32] = await self._pool.call(lambda actor: actor.score.remote(cell))
-            return logps
+    async def score(self, packed: Packed) -> NDArray[np.float32]:
+        """Reference log-probs [N] of ``packed.target``, on whichever actor is free."""
+        logps: NDArray[np.float32] = await self._pool.call(lambda actor: actor.score.remote(packed))
+        return logps
 
-        return list(await asyncio.gather(*(one(cell) for cell in cells)))
+    async def refresh(self, directory: str, alpha: float) -> None:
+        """Every actor moves its reference towards the published weights in ``directory``, alike."""
+        await self._everywhere("refreshing", lambda actor: actor.refresh.remote(directory, alpha))
+
+    async def save(self, directory: str, version: Version) -> None:
+        """Write the present reference (the same on every actor) into ``directory``, complete-then-marked."""
+        ref = self._actors[0].save.remote(directory, version)
+        await remote_call(ref, who="reference actor 0 (saving)", seconds=self._call_s)
+
+    async def load(self, directory: str) -> None:
+        """Go on with a reference that ``save`` wrote."""
+        await self.refresh(directory, 1.0)
+
+    async def _everywhere(self, what: str, submit: Callable[[Any], Any]) -> None:
+        refs = [submit(actor) for actor in self._actors]
+        for i, ref in enumerate(refs):
+            await remote_call(ref, who=f"reference actor {i} ({what})", seconds=self._call_s)
 
     def close(self) -> None:
         self._pool.kill()

@@ -22,7 +22,8 @@ from actors.pool import actor_options, remote_call
 from actors.quiet import redirect_output
 from actors.requests import Health, Sampled, SamplePlan, SampleRequest
 from actors.weights import WeightFiles
-from configs.schema import Model, RunConfig, Sampling
+from configs.runs import RunConfig
+from configs.schema import Model, Sampling
 from preference.types import Candidate, CandidateGroup, Prompt, Version
 
 _POLL_SECONDS = 1.0  # how long finished candidates, an abort or a question may wait for the engine's next pause

@@ -13,6 +13,8 @@ from actors.commands import (
     CheckpointDone,
     Command,
     Done,
+    Evaluate,
+    EvaluateDone,
     Publish,
     PublishDone,
     Stop,
@@ -22,9 +24,12 @@ from actors.commands import (
 from actors.pool import process_env, remote_call
 from actors.quiet import quiet_env, redirect_output
 from actors.stream import CommandStream
-from actors.trainer import TrainerSetup, train_worker
-from configs.schema import RunConfig
-from preference.batching import PairBatch
+from actors.trainer import train_worker
+from actors.zero import TrainerSetup
+from configs.runs import TrainingConfig
+from preference.batching import Batch
+from preference.objectives.step import StepSize
+from preference.reports import TrainMetrics
 from preference.types import Version
 
 
@@ -35,7 +40,7 @@ class TrainRun:
     def __init__(self, log_file: str) -> None:
         redirect_output(Path(log_file))
 
-    def fit(self, config: RunConfig, setup: TrainerSetup, stream: Any, name: str, storage: str) -> None:
+    def fit(self, config: TrainingConfig, setup: TrainerSetup, stream: Any, name: str, storage: str) -> None:
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as TrainRunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -64,7 +69,7 @@ class TrainRun:
 class TrainerGroup:
     """``ranks`` ZeRO-3 workers behind train / publish / checkpoint."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, attempt: str, checkpoint: str) -> None:
+    def __init__(self, config: TrainingConfig, steps: int, run_dir: Path, attempt: str, checkpoint: str) -> None:
         group = config.resources.trainer
         self.ranks = group.actors
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
@@ -79,7 +84,7 @@ class TrainerGroup:
             objective=config.objective,
             optimizer=config.optimizer,
             batching=config.batching,
-            steps=config.run.steps,
+            steps=steps,
             seed=config.run.seed,
             bucket_bytes=config.weights.bucket_mb * 2**20,
             checkpoint=checkpoint,
@@ -104,11 +109,18 @@ class TrainerGroup:
         nodes: list[str] = await remote_call(ready, who="trainer (starting)", seconds=self._start_s)
         return nodes
 
-    async def train(self, step: int, batch: PairBatch) -> TrainDone:
-        cells = tuple(ray.put(batch.rank(r)) for r in range(self.ranks))
-        done = await self._do(Train(step, cells, batch.pairs, batch.padding))
+    async def train(self, step: int, batch: Batch) -> TrainDone:
+        done = await self._do(Train(step, self._shares(batch), _size(batch), batch.waiting))
         assert isinstance(done, TrainDone)
         return done
+
+    async def evaluate(self, batch: Batch) -> TrainMetrics:
+        done = await self._do(Evaluate(self._shares(batch), _size(batch)))
+        assert isinstance(done, EvaluateDone)
+        return done.metrics
+
+    def _shares(self, batch: Batch) -> tuple[Any, ...]:
+        return tuple(ray.put(batch.rank(r)) for r in range(self.ranks))
 
     async def publish(self, version: Version, directory: Path) -> PublishDone:
         done = await self._do(Publish(version, str(directory)))
@@ -137,3 +149,7 @@ class TrainerGroup:
         finally:
             ray.kill(self._run, no_restart=True)
             ray.kill(self._stream, no_restart=True)
+
+
+def _size(batch: Batch) -> StepSize:
+    return StepSize(batch.items, batch.desirable_tokens)

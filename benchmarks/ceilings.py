@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 from pipelines.ledger import Ledger
 from preference.batching import PairBatch, collate
 from preference.pairing import Paired, PairingRules, make_pair
@@ -136,7 +136,7 @@ def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     stage, config_file, directory, *overrides = sys.argv[1:]
     result = {"sampler": sampler, "reference": reference, "trainer": trainer}[stage](
-        load_config(config_file, overrides), Path(directory)
+        load_config(RunConfig, config_file, overrides), Path(directory)
     )
     if result:
         print("RESULT " + json.dumps(result))

@@ -19,6 +19,7 @@ from typing import Any
 from actors.pool import process_env
 from benchmarks.common import QUICKSTART, ROOT, STAGES, median, rondo, save, spread
 from configs.loading import load_config
+from configs.runs import RunConfig
 from configs.schema import Group
 
 REPETITIONS, STEPS, WARM = 3, 6, 2
@@ -50,7 +51,7 @@ def main() -> None:
         "evaluation.probe=0",
         "checkpoint.every=1000",
     ]
-    groups = load_config(QUICKSTART, overrides).resources
+    groups = load_config(RunConfig, QUICKSTART, overrides).resources
     iterations: list[float] = []
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
     alone: dict[str, list[float]] = {stage: [] for stage in ACCOUNTED}

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.common import ROOT, STAGES, median, rondo, save, spread
 from configs.loading import load_config
+from configs.runs import RunConfig
 
 REPETITIONS, STEPS = 3, 5
 ENVIRONMENT = ROOT / ".venv-trl"
@@ -39,7 +40,7 @@ def environment() -> Path:
 
 
 def trl(python: Path, scratch: Path) -> dict[str, list[float]]:
-    config = load_config("configs/quickstart.yaml", [])
+    config = load_config(RunConfig, "configs/quickstart.yaml", [])
     settings = {
         "model": config.model.path,
         "prompts": config.prompts.train,

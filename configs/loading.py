@@ -1,4 +1,4 @@
-"""YAML and ``section.key=value`` overrides -> ``RunConfig``; every error names the field, the value and the fix."""
+"""YAML and ``section.key=value`` overrides -> a configuration; every error names the field, the value and the fix."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.schema import RunConfig
+from configs.runs import TrainingConfig
+
+C = TypeVar("C", bound=TrainingConfig)
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says which field, which value and what to do."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read ``path``, apply ``overrides`` (``objective.beta=0.2``; values are YAML) and validate.
 
     Input paths come back absolute. Raises ConfigError with one line a problem.
     """
+    raw = read_yaml(path)
+    for override in overrides:
+        _apply(raw, override)
+    _resolve_paths(raw, Path(path).resolve().parent)
+    return validate(kind, raw)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping of sections in a YAML file, not yet validated. Raises ConfigError."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text())
@@ -36,18 +47,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"config file {path} must hold a mapping of sections, found {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, path.resolve().parent)
-    return validate(raw)
+    return raw
 
 
-def validate(raw: Mapping[str, Any]) -> RunConfig:
+def validate(kind: type[C], raw: Mapping[str, Any]) -> C:
     """Validate a nested mapping; raises ConfigError listing every problem at once."""
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(e) for e in error.errors())) from None
+        raise ConfigError("\n".join(_describe(kind, e) for e in error.errors())) from None
 
 
 def flatten(config: BaseModel) -> dict[str, str]:
@@ -76,20 +84,20 @@ _ATTEMPT_FIELDS = (
 )
 
 
-def scientific(config: RunConfig) -> dict[str, str]:
+def scientific(config: TrainingConfig) -> dict[str, str]:
     """The flattened fields that define the experiment: all but placement, tracking, deadlines and length.
 
-    Prompt files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
+    Input files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
     """
     fields = {k: v for k, v in flatten(config).items() if not k.startswith(_ATTEMPT_FIELDS)}
-    for key in ("prompts.train", "prompts.heldout"):
+    for key in [k for k in fields if k.endswith(INPUT_FILES) and fields[k]]:
         path = Path(fields[key])
         content = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "absent"
         fields[key] = f"{path.name} ({content})"
     return fields
 
 
-def config_hash(config: RunConfig) -> str:
+def config_hash(config: TrainingConfig) -> str:
     """Hash of the scientific fields; equal hashes may resume each other."""
     return hashlib.sha256(json.dumps(scientific(config), sort_keys=True).encode()).hexdigest()[:12]
 
@@ -116,17 +124,21 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
-# Inputs that are files: relative ones belong to the YAML's own folder, wherever the command is started.
-_INPUT_PATHS = (("model", "path"), ("prompts", "train"), ("prompts", "heldout"))
+# Relative inputs belong to the YAML's own folder, wherever the command is started.
+INPUT_FILES = ("prompts.train", "prompts.heldout", "data.train", "data.heldout")
+_INPUT_PATHS = ("model.path", *INPUT_FILES, "sft.data.train", "sft.data.heldout")
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     def expand(text: str) -> str:
         return os.path.expandvars(os.path.expanduser(text))
 
-    for section, key in _INPUT_PATHS:
-        node = raw.get(section)
-        if isinstance(node, dict) and isinstance(node.get(key), str):
+    for path in _INPUT_PATHS:
+        *sections, key = path.split(".")
+        node: Any = raw
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key]:
             node[key] = str((base / expand(node[key])).resolve())
     run = raw.get("run")
     if isinstance(run, dict):
@@ -140,31 +152,51 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
                 )
 
 
-def _describe(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+def _describe(kind: type[TrainingConfig], error: Any) -> str:
+    keys, section = _walk(kind, error["loc"])
+    location = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
-        return f"{location}: unknown key; {hint}"
+        _, section = _walk(kind, error["loc"][:-1])
+        return f"{location}: unknown key; {_nearest(keys[-1], list(section.model_fields) if section else [])}"
     if error["type"] == "missing":
         return f"{location}: required, but not given"
+    if error["type"] == "union_tag_invalid":
+        known = [tag.strip().strip("'") for tag in error["ctx"]["expected_tags"].split(",")]
+        return f"{location}.name: unknown name {error['ctx']['tag']!r}; {_nearest(error['ctx']['tag'], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{location}: {message}; got {error['input']!r}" if location else message
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    model: Any = RunConfig
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+
+
+def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys a person wrote, without the union branches that pydantic adds, and the section they lead to."""
+    keys: list[str] = []
+    options: list[type[BaseModel]] = [kind]
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            continue  # a union's branch name inside the location
-        options = [
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
-        if not options:
-            return []
-        model = options[0]
-    return list(model.model_fields)
+        chosen = [o for o in options if _tag(o) == part]
+        if len(options) > 1 and chosen:
+            options = chosen
+            continue
+        keys.append(str(part))
+        field = next((o.model_fields[str(part)] for o in options if str(part) in o.model_fields), None)
+        if field is not None:
+            options = _sections(field.annotation)
+        elif not isinstance(part, int):
+            options = []
+    return keys, options[0] if options else None
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("name")
+    return str(get_args(field.annotation)[0]) if field is not None and get_args(field.annotation) else None
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Every section inside a field's type: of unions and tuples, too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -1,7 +1,6 @@
-"""Every knob of a run, strict and frozen: an unknown key, a wrong type or an impossible combination is refused.
+"""The sections of a configuration. ``configs.runs`` puts them together, ``configs.objectives`` makes ``objective:``.
 
-``configs.loading`` reads YAML and command-line overrides into ``RunConfig``; nothing else constructs one from
-outside. A knob's meaning stands under it. Paths may start with ``~`` or use ``$VARIABLES``; relative input paths are
+A knob's meaning stands under it. Paths may start with ``~`` or use ``$VARIABLES``; relative input paths are
 resolved against the folder of the YAML file; the run root must be absolute.
 """
 
@@ -9,26 +8,38 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from configs.section import Section
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class Run(Section):
+class RunDirectory(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """Name of the run and of its directory under ``root``; letters, digits, '.', '_' and '-'."""
     root: str = "~/.rondo/runs"
     """Absolute directory that holds run directories; every node must see it (a shared mount on a cluster)."""
     seed: int = 0
-    """Seeds the prompt order, every candidate's sampling and the trainer."""
+    """Seeds the order of the data, every candidate's sampling and the trainer."""
+    min_free_disk_gb: Annotated[float, Field(ge=0)] = 3.0
+    """Refuse to start with less free disk than this under ``root`` (checkpoint, export and MLflow's copy)."""
+
+
+class Run(RunDirectory):
     steps: PositiveInt = 16
     """Optimizer steps; each consumes ``sampling.prompts_per_step`` prompts."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """How many versions the sampling policy may be behind the trained one. 0 is synchronous on-policy."""
-    min_free_disk_gb: Annotated[float, Field(ge=0)] = 3.0
-    """Refuse to start with less free disk than this under ``root`` (checkpoint, export and MLflow's copy)."""
+
+
+class LoRA(Section):
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveInt = 32
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input; 0, because policy and reference must agree before the first step."""
+    target: str | tuple[str, ...] = "all-linear"
+    """Names of the modules that get adapters; ``all-linear``: every linear layer but the output projection."""
 
 
 class Model(Section):
@@ -36,6 +47,8 @@ class Model(Section):
     """Hugging Face model directory (safetensors, tokenizer, chat template)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Compute type of sampler, reference and trainer alike; the trainer keeps fp32 master weights either way."""
+    lora: LoRA | None = None
+    """Train low-rank adapters (PEFT) instead of all parameters; what is published and exported is merged."""
     trust_remote_code: Literal[False] = False
     """Always off: code that a model directory ships is never run."""
 
@@ -89,15 +102,13 @@ class Pairing(Section):
     """Score differences at or below this are ties; a tied prompt trains nothing and is counted."""
 
 
-class DPO(Section):
-    name: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = 0.1
-    """Strength of the KL tether to the reference (arXiv 2305.18290, eq. 7)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Probability that a label is flipped: conservative DPO (cDPO)."""
-
-
-Objective = DPO
+class Reference(Section):
+    refresh: Literal["fixed", "periodic"] = "fixed"
+    """``fixed``: the model that training started from. ``periodic``: moved towards the policy (TR-DPO, 2404.09656)."""
+    every: PositiveInt = 512
+    """Steps between refreshes."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """pi_ref <- alpha pi + (1 - alpha) pi_ref; 1 copies the policy (hard update), less is a moving average (soft)."""
 
 
 class Optimizer(Section):
@@ -113,6 +124,12 @@ class Optimizer(Section):
     """Adam's moment decays."""
     max_grad_norm: PositiveFloat = 1.0
     """Clip the global gradient norm to this."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer states and fp32 master weights of a GPU trainer live."""
+    offload_parameters: bool = False
+    """Parameters, too, wait there until a layer needs them."""
+    offload_path: str = ""
+    """Local folder for ``offload: nvme``."""
 
 
 class Batching(Section):
@@ -172,6 +189,33 @@ class Evaluation(Section):
     """An independent second judge, shown beside the first: a win that only the trained-on judge sees is suspect."""
 
 
+class Data(Section):
+    train: str
+    """File of pairs, labelled responses or demonstrations (JSONL, JSON, Parquet), or an online run's directory."""
+    heldout: str = ""
+    """File of held-out items for loss and accuracy; empty: ``heldout_share`` of ``train``."""
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of ``train`` that is held out instead, drawn by the seed."""
+    format: Literal["auto", "pairs", "labels", "sft", "argilla", "label_studio"] = "auto"
+    """Format of the records; ``auto``: recognised by the fields of the first one."""
+    template: Literal["chat", "none"] = "chat"
+    """Text goes through the model's chat template, or is encoded as it stands (base models have no template)."""
+    batch_size: PositiveInt = 16
+    """Items (pairs, or labelled responses) of one optimizer step."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the data; a fraction stops in the middle of one."""
+    max_prompt_tokens: PositiveInt = 512
+    """Prompts longer than this are too long."""
+    max_response_tokens: PositiveInt = 512
+    """Responses longer than this are too long."""
+    truncation: Literal["drop", "keep_start", "cut_prompt_start"] = "drop"
+    """What is too long is dropped, loses its response's end, or loses its prompt's beginning; counted either way."""
+    missing_eos: Literal["append", "keep", "drop"] = "append"
+    """A response that the template leaves without an end of turn gets one, stays as it is, or is dropped."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations on the held-out items, besides the one at the end; 0: only that one."""
+
+
 class Tracking(Section):
     uri: str = ""
     """MLflow tracking URI; empty: sqlite file ``mlflow.db`` in the run root."""
@@ -193,45 +237,3 @@ class Deadlines(Section):
     """Longest time an actor may take to come up."""
     call_s: PositiveFloat = 600.0
     """Longest time one remote call may take before its stage is declared hung."""
-
-
-class RunConfig(Section):
-    run: Run
-    model: Model
-    prompts: Prompts
-    sampling: Sampling = Sampling()
-    judge: RuleJudge
-    pairing: Pairing = Pairing()
-    objective: Objective = DPO()
-    optimizer: Optimizer = Optimizer()
-    batching: Batching = Batching()
-    resources: Resources = Resources()
-    weights: Weights = Weights()
-    evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
-    checkpoint: Checkpointing = Checkpointing()
-    deadlines: Deadlines = Deadlines()
-
-    @model_validator(mode="after")
-    def _fits(self) -> RunConfig:
-        need = self.prompts.max_tokens + self.sampling.max_tokens
-        if need > self.sampling.max_model_len:
-            raise ValueError(
-                f"prompts.max_tokens ({self.prompts.max_tokens}) + sampling.max_tokens ({self.sampling.max_tokens}) "
-                f"= {need} exceeds sampling.max_model_len ({self.sampling.max_model_len}): "
-                f"raise sampling.max_model_len to {need} or shorten one of the two"
-            )
-        row = self.prompts.max_tokens + 2 * self.sampling.max_tokens
-        if row > self.batching.micro_batch_tokens:
-            raise ValueError(
-                f"prompts.max_tokens ({self.prompts.max_tokens}) + 2 x sampling.max_tokens "
-                f"({self.sampling.max_tokens}) = {row} exceeds batching.micro_batch_tokens "
-                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
-                f"raise batching.micro_batch_tokens to {row}"
-            )
-        if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
-                f"({self.run.steps}) for schedule '{self.optimizer.schedule}': lower optimizer.warmup_steps"
-            )
-        return self

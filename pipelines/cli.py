@@ -8,13 +8,14 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from configs.loading import ConfigError, load_config
-from configs.schema import RunConfig
+from configs.loading import ConfigError, load_config, read_yaml
+from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
 
+C = TypeVar("C", bound=TrainingConfig)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 RESUME = click.option(
     "--resume",
@@ -38,12 +39,39 @@ def main() -> None:
 @RESUME
 def run(config: str, overrides: tuple[str, ...], resume: str) -> None:
     """Run online DPO as CONFIG says: sample, judge, pair, score, train, publish; evaluate and export."""
+    from pipelines.online import run_online
     from pipelines.progress import Progress
-    from pipelines.session import run_online
 
-    loaded = _load(config, overrides)
+    loaded = _load(RunConfig, config, overrides)
     with Progress() as progress:
         _execute(run_online(loaded, resume, progress))  # type: ignore[arg-type]
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@RESUME
+def offline(config: str, overrides: tuple[str, ...], resume: str) -> None:
+    """Train on preference data from files as CONFIG says: pairs or labelled responses, any objective."""
+    _from_files(OfflineConfig, config, overrides, resume)
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@RESUME
+def sft(config: str, overrides: tuple[str, ...], resume: str) -> None:
+    """Supervised fine-tuning on demonstrations from files as CONFIG says."""
+    _from_files(SftConfig, config, overrides, resume)
+
+
+def _from_files(kind: type[OfflineConfig], config: str, overrides: tuple[str, ...], resume: str) -> None:
+    from pipelines.offline import run_offline
+    from pipelines.progress import Progress
+
+    loaded = _load(kind, config, overrides)
+    with Progress() as progress:
+        _execute(run_offline(loaded, resume, progress))  # type: ignore[arg-type]
 
 
 @main.command()
@@ -56,7 +84,7 @@ def evaluate(model: str, against: str, config: str, overrides: tuple[str, ...]) 
     from pipelines.evaluate import evaluate_models
     from pipelines.progress import Progress
 
-    loaded = _load(config, overrides)
+    loaded = _load(RunConfig, config, overrides)
     with Progress() as progress:
         _execute(evaluate_models(loaded, Path(model), Path(against), progress))
 
@@ -83,12 +111,20 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
     """Say what of this machine fits CONFIG and what does not."""
     from pipelines.doctor import doctor as examine
 
-    sys.exit(examine(_load(config, overrides)))
+    sys.exit(examine(_load(_kind(config), config, overrides)))
 
 
-def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:
+def _load(kind: type[C], config: str, overrides: tuple[str, ...]) -> C:
     try:
-        return load_config(config, overrides)
+        return load_config(kind, config, overrides)
+    except ConfigError as error:
+        _stop(error)
+
+
+def _kind(config: str) -> type[RunConfig] | type[OfflineConfig]:
+    """What a configuration file is for: files as data make it offline."""
+    try:
+        return OfflineConfig if "data" in read_yaml(config) else RunConfig
     except ConfigError as error:
         _stop(error)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 from pipelines.heldout import HeldOut
 from pipelines.progress import Progress
-from preference.reports import EvalReport, StepReport
+from preference.reports import EvalReport, StepReport, TrainMetrics
 from preference.types import Version
 
 
@@ -27,6 +27,9 @@ class _Shown:
     def evaluated(self, report: EvalReport) -> None:
         self._progress.evaluated(report)
 
+    def heldout(self, step: int, metrics: TrainMetrics) -> None:
+        raise AssertionError("an evaluation has no held-out items")
+
     def message(self, text: str) -> None:
         self._progress.message(text)
 
@@ -42,7 +45,8 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
     from actors.sampler import SamplerPool
     from pipelines.doctor import refuse_unfit
     from pipelines.ledger import Ledger
-    from pipelines.session import join_cluster, load_all_prompts
+    from pipelines.online import load_all_prompts
+    from pipelines.session import join_cluster
 
     old = config.model_copy(update={"model": config.model.model_copy(update={"path": str(against.resolve())})})
     new = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model.resolve())})})

@@ -9,21 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.requests import SamplePlan
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 from pipelines.ledger import Ledger
+from pipelines.scoring import score_examples
 from pipelines.stages import Judge, Observer, Reference, Sampler
 from pipelines.timing import Stopwatch
-from preference.batching import CellPlan, Example, Floats, plan
+from preference.batching import Example
 from preference.pairing import ratings
 from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics
 from preference.types import CandidateGroup, JudgedGroup, Prompt, Version
 from preference.winrate import length_controlled_win_rate, outcomes, win_rate
-
-
-async def score(reference: Reference, layout: CellPlan) -> tuple[list[tuple[Floats, ...]], int]:
-    """Reference log-probs of a plan's examples (one array a response), and the tokens it took."""
-    real = [layout.cells[m][r] for m, r in layout.real()]
-    return layout.unpack(await reference.score(real)), sum(rows.tokens for rows in real)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,7 @@ class HeldOut:
         prompts: Sequence[Prompt],
         sampler: Sampler,
         judges: Sequence[Judge],
-        reference: Reference,
+        reference: Reference | None,
         ledger: Ledger,
         observer: Observer,
     ) -> None:
@@ -55,9 +50,11 @@ class HeldOut:
         self._judges, self._reference, self._ledger, self._observer = tuple(judges), reference, ledger, observer
         self._before: Answers | None = None
 
-    def due(self, step: int) -> bool:
+    async def after(self, step: int, version: Version) -> None:
+        """Evaluate after the last step, and every ``evaluation.every`` steps."""
         every = self._config.evaluation.every
-        return step == self._config.run.steps or (every > 0 and step % every == 0)
+        if step == self._config.run.steps or (every > 0 and step % every == 0):
+            self._observer.evaluated(await self.evaluate(step, version))
 
     def answer_with(self, sampler: Sampler) -> None:
         """Let another model answer from here on (comparing two models outside a run)."""
@@ -136,10 +133,15 @@ class HeldOut:
         return Answers(tuple(groups), tuple(scores))
 
     async def _kl(self, groups: Sequence[CandidateGroup]) -> float:
-        """Mean over responses of sum_t log pi - log ref, nats: unbiased for KL(pi || ref) on fresh samples."""
+        """Mean over responses of sum_t log pi - log ref, nats: unbiased for KL(pi || ref) on fresh samples.
+
+        Without a reference pool there is nothing to compare with: nan.
+        """
+        if self._reference is None:
+            return float("nan")
         examples = [Example(g.prompt.token_ids, (g.candidates[0].token_ids,)) for g in groups]
-        layout = plan(examples, self._config.resources.reference.actors, self._config.batching.micro_batch_tokens)
-        logps, _ = await score(self._reference, layout)
+        ranks, budget = self._config.resources.reference.actors, self._config.batching.micro_batch_tokens
+        logps = await score_examples(self._reference, examples, ranks, budget)
         ratios = [sum(g.candidates[0].logprobs) - float(ref.sum()) for g, (ref,) in zip(groups, logps, strict=True)]
         return float(np.mean(ratios))
 

@@ -26,9 +26,10 @@ from typing import IO, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from preference.types import Candidate, CandidateGroup, JudgedGroup, Judgement, Pair, Prompt, ScoredPair
+from preference.types import Candidate, CandidateGroup, JudgedGroup, Judgement, Prompt
 
 SCHEMA = 1
+Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]  # one array a response
 _candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
 _judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
 
@@ -49,6 +50,10 @@ class Journal:
     def append(self, record: Mapping[str, Any]) -> None:
         body = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
         self._file.write(b"%08x %s\n" % (zlib.crc32(body), body))
+
+    def flush(self) -> None:
+        """Everything appended so far survives the death of this process."""
+        self._file.flush()
 
     def commit(self) -> None:
         """Everything appended so far survives a power cut from here on."""
@@ -92,14 +97,6 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class JournaledStep:
-    """Everything paid for in one step: judged candidates, and the reference scores of its pairs by pair id."""
-
-    judged: tuple[JudgedGroup, ...]
-    scores: Mapping[str, tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]]
-
-
-@dataclass(frozen=True, slots=True)
 class RunRecord:
     """``run.json``: what the run is, so that a later attempt can tell whether it may go on with it."""
 
@@ -123,6 +120,10 @@ class Ledger:
             name: Journal(run_dir / "ledger" / f"{name}.jsonl")
             for name in ("candidates", "judgements", "scores", "steps", "evals")
         }
+        self._known_scores: dict[int, dict[str, Scores]] = {}
+        for r in self._journals["scores"]:
+            arrays = tuple(np.array(a, np.float32) for a in r["reference"])
+            self._known_scores.setdefault(r["step"], {})[r["item"]] = arrays
 
     # -- what stages leave behind ---------------------------------------------------------------------------------
 
@@ -139,15 +140,16 @@ class Ledger:
                 }
             )
 
-    def prepared(self, step: int, scored: Sequence[ScoredPair]) -> None:
-        """Journal reference scores, then mark the step's data complete: it can be replayed from here on."""
-        for s in scored:
-            self._journals["scores"].append(
-                {"step": step, "pair": s.pair.id, "chosen": s.chosen_ref.tolist(), "rejected": s.rejected_ref.tolist()}
-            )
+    def scored(self, step: int, key: str, reference: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> None:
+        """Journal the reference's log-probs of an item as soon as they are there."""
+        self._journals["scores"].append({"step": step, "item": key, "reference": [a.tolist() for a in reference]})
+        self._journals["scores"].flush()
+
+    def prepared(self, step: int, items: Sequence[str]) -> None:
+        """Mark the step's data complete, its items by id: it can be replayed from here on."""
         for name in ("candidates", "judgements", "scores"):
             self._journals[name].commit()
-        self._journals["steps"].append({"step": step, "event": "prepared", "pairs": [s.pair.id for s in scored]})
+        self._journals["steps"].append({"step": step, "event": "prepared", "pairs": list(items)})
         self._journals["steps"].commit()
 
     def trained(self, step: int, version: str, loss: float | None) -> None:
@@ -162,9 +164,9 @@ class Ledger:
 
     # -- what a later attempt finds ------------------------------------------------------------------------------
 
-    def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, JournaledStep]:
-        """The journaled steps whose data is complete, by step number."""
-        complete = {r["step"] for r in self._journals["steps"] if r["event"] == "prepared"}
+    def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, tuple[JudgedGroup, ...]]:
+        """The judged candidates of the steps whose data is complete, by step number."""
+        complete = self.prepared_steps()
         candidates: dict[tuple[int, str], dict[str, Candidate]] = {}
         for r in self._journals["candidates"]:
             step = r.pop("step")
@@ -179,11 +181,15 @@ class Ledger:
                 judgements = tuple(_judgement.validate_python(j) for j in r["judgements"])
                 group = CandidateGroup(prompts[r["prompt_id"]], ordered)
                 groups.setdefault(r["step"], {})[r["prompt_id"]] = JudgedGroup(group, judgements)
-        scores: dict[int, dict[str, Any]] = {}
-        for r in self._journals["scores"]:
-            arrays = (np.array(r["chosen"], np.float32), np.array(r["rejected"], np.float32))
-            scores.setdefault(r["step"], {})[r["pair"]] = arrays
-        return {s: JournaledStep(tuple(groups.get(s, {}).values()), scores.get(s, {})) for s in sorted(complete)}
+        return {s: tuple(groups.get(s, {}).values()) for s in sorted(complete)}
+
+    def prepared_steps(self) -> set[int]:
+        """The steps whose data is complete."""
+        return {r["step"] for r in self._journals["steps"] if r["event"] == "prepared"}
+
+    def scores(self, step: int) -> dict[str, Scores]:
+        """Journaled reference log-probs of ``step``'s items by key, of earlier attempts and of this one."""
+        return dict(self._known_scores.get(step, {}))
 
     def evaluation(self, step: int, prompts: Mapping[str, Prompt]) -> list[CandidateGroup]:
         """Journaled held-out answers of ``step``; empty where there are none."""
@@ -193,12 +199,6 @@ class Ledger:
                 c = _candidate.validate_python(r)
                 found[c.prompt_id] = c
         return [CandidateGroup(prompts[i], (c,)) for i, c in found.items() if i in prompts]
-
-    def pairs_of(self, step: JournaledStep, pairs: Sequence[Pair]) -> list[ScoredPair] | None:
-        """``pairs`` with their journaled scores; None where a score is missing."""
-        if any(p.id not in step.scores for p in pairs):
-            return None
-        return [ScoredPair(p, *step.scores[p.id]) for p in pairs]
 
     @property
     def cut_bytes(self) -> int:

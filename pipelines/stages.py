@@ -1,8 +1,10 @@
-"""The stages as the loop sees them. Real ones live in ``actors/``; tests pass hand-written fakes."""
+"""The stages as the loop sees them. Real ones live in ``actors/`` and beside this; tests pass hand-written fakes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,9 +13,10 @@ from numpy.typing import NDArray
 
 from actors.commands import CheckpointDone, PublishDone, TrainDone
 from actors.requests import SamplePlan
-from preference.batching import PackedRows, PairBatch
-from preference.reports import EvalReport, StepReport
-from preference.types import CandidateGroup, JudgedGroup, Prompt, Version
+from pipelines.timing import Stopwatch
+from preference.batching import Batch, Packed
+from preference.reports import EvalReport, ProbeMetrics, SampleMetrics, SampleRow, StepReport, TrainMetrics
+from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt, Scored, Version
 
 
 class Sampler(Protocol):
@@ -37,19 +40,60 @@ class Judge(Protocol):
 
 
 class Reference(Protocol):
-    async def score(self, cells: Sequence[PackedRows]) -> list[NDArray[np.float32]]:
-        """Reference log-probs of every cell's targets, in order."""
+    async def score(self, packed: Packed) -> NDArray[np.float32]:
+        """Reference log-probs [N] of ``packed.target``; calls may overlap."""
+        ...
+
+    async def refresh(self, directory: str, alpha: float) -> None:
+        """pi_ref <- alpha pi + (1 - alpha) pi_ref, pi being the published weights in ``directory``."""
+        ...
+
+    async def save(self, directory: str, version: Version) -> None:
+        """Write the present reference's weights, so that a resumed run has them."""
         ...
 
 
 class Trainer(Protocol):
     ranks: int
 
-    async def train(self, step: int, batch: PairBatch) -> TrainDone: ...
+    async def train(self, step: int, batch: Batch) -> TrainDone: ...
+
+    async def evaluate(self, batch: Batch) -> TrainMetrics: ...
 
     async def publish(self, version: Version, directory: Path) -> PublishDone: ...
 
     async def checkpoint(self, step: int, directory: Path) -> CheckpointDone: ...
+
+
+class Consumer(Protocol):
+    async def load(self, directory: str, version: Version) -> float:
+        """Serve published weights; returns seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a step needs to learn: one fate a prompt or record, scored items, and how they came about."""
+
+    fates: Counter[Fate]
+    scored: tuple[Scored, ...]
+    mismatched: tuple[tuple[NDArray[np.float32], ...], ...]  # reference scores of ``batching.mismatched_examples``
+    sample: SampleMetrics | None
+    probe: ProbeMetrics | None
+    rows: tuple[SampleRow, ...]
+    watch: Stopwatch
+
+
+class Source(Protocol):
+    async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
+        """Everything before the trainer, for 1-based ``step``."""
+        ...
+
+
+class Evaluator(Protocol):
+    async def after(self, step: int, version: Version) -> None:
+        """Called after every step; evaluates where it is due and tells the observer."""
+        ...
 
 
 class Observer(Protocol):
@@ -60,5 +104,9 @@ class Observer(Protocol):
     def step_done(self, report: StepReport) -> None: ...
 
     def evaluated(self, report: EvalReport) -> None: ...
+
+    def heldout(self, step: int, metrics: TrainMetrics) -> None:
+        """Loss and rewards on held-out items (training from files)."""
+        ...
 
     def message(self, text: str) -> None: ...

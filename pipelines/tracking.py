@@ -17,20 +17,20 @@ import shlex
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from configs.loading import config_hash, flatten, scientific
-from configs.schema import RunConfig
+from configs.loading import INPUT_FILES, config_hash, flatten, scientific
+from configs.runs import TrainingConfig
 from pipelines import plots
+from pipelines.outbox import Outbox
 from pipelines.plots import METRICS as METRICS
-from preference.reports import BeforeAfter, EvalReport, SampleRow, StepReport
+from preference.reports import BeforeAfter, EvalReport, SampleRow, StepReport, TrainMetrics
 
 Warn = Callable[[str], None]
-_QUEUE = 512  # deliveries kept while MLflow is down: a table and a batch of metrics an iteration
+_CONTEXTS = {"train": "training", "heldout": "heldout"}
 _TABLES = 100  # tables the UI is told about: they are named in one tag, and a tag holds 8000 characters
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")  # retrying cannot help
 
@@ -45,13 +45,14 @@ class Tracker:
     def __init__(self, client: Any, run_id: str, uri: str, warn: Warn) -> None:
         self.run_id, self.uri = run_id, uri
         self._client, self._warn = client, warn
-        self._queue: deque[tuple[str, Callable[[], None], bool]] = deque()
-        self._lost: list[str] = []
+        self._outbox = Outbox("MLflow", warn, _may_pass, _brief)
         self._unknown: set[str] = set()
-        self._down, self._last_step = False, 0
+        self._last_step = 0
 
     @classmethod
-    def open(cls, config: RunConfig, run_dir: Path, run_id: str | None = None, warn: Warn | None = None) -> Tracker:
+    def open(
+        cls, config: TrainingConfig, run_dir: Path, run_id: str | None = None, warn: Warn | None = None
+    ) -> Tracker:
         """Create the run, or continue ``run_id``. Raises TrackingError when MLflow cannot be reached at all.
 
         Parameters are written once, at creation; what may differ between attempts is kept current in tags.
@@ -100,12 +101,19 @@ class Tracker:
         self._metrics(plots.eval_metrics(report), report.step, tags)
         self._table(f"samples/eval-{report.step:06d}.json", report.step, report.examples)
 
-    def log_prompts(self, train_path: str | Path, heldout_path: str | Path) -> None:
-        """Both prompt files as dataset inputs: name, digest of the content and number of rows."""
+    def log_heldout(self, step: int, metrics: TrainMetrics) -> None:
+        """Loss and rewards on held-out items."""
+        self._metrics(plots.heldout_metrics(metrics), step)
+
+    def log_inputs(self, config: TrainingConfig) -> None:
+        """The run's data files as dataset inputs: name, digest of the content and number of rows."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
-        for path, context in ((Path(train_path), "training"), (Path(heldout_path), "heldout")):
+        for name, context in ((k, k.rpartition(".")[2]) for k in INPUT_FILES):
+            path = Path(flatten(config).get(name) or ".")
+            if not path.is_file():
+                continue
             content = path.read_bytes() if path.is_file() else b""
             dataset = Dataset(
                 name=path.stem,
@@ -114,8 +122,8 @@ class Tracker:
                 source=json.dumps({"uri": str(path)}),
                 profile=json.dumps({"num_rows": sum(1 for line in content.splitlines() if line.strip())}),
             )
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-        self._deliver("prompt files", lambda: self._client.log_inputs(self.run_id, datasets=inputs))
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", _CONTEXTS[context])]))
+        self._deliver("data files", lambda: self._client.log_inputs(self.run_id, datasets=inputs))
 
     def log_plots(self) -> None:
         """Draw the whole history of the run, earlier attempts included: reward, reward against KL, win rate."""
@@ -139,7 +147,7 @@ class Tracker:
             with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints there, whatever its logging level
                 return _register(self._client, self.run_id, Path(export_dir), name, self._last_step)
         except Exception as error:
-            self._lost.append("registered model")
+            self._outbox.lose("registered model")
             self._warn(f"MLflow did not register the model ({_brief(error)}); it is in {export_dir}")
             return None
 
@@ -148,10 +156,10 @@ class Tracker:
         self.log_plots()
         self._deliver("end of the run", lambda: self._client.set_terminated(self.run_id, status))
         for pause in (1.0, 3.0):
-            if self._queue:
+            if not self._outbox.is_empty():
                 time.sleep(pause)
-                self._flush()
-        if missing := self._lost + [what for what, _, _ in self._queue]:
+                self._outbox.flush()
+        if missing := self._outbox.missing():
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             self._warn(f"MLFLOW IS INCOMPLETE: {len(missing)} entries of run {self.run_id} never arrived: {shown}")
 
@@ -194,34 +202,7 @@ class Tracker:
         self._deliver(path, send, artifact=True)
 
     def _deliver(self, what: str, send: Callable[[], None], artifact: bool = False) -> None:
-        self._queue.append((what, send, artifact))
-        if len(self._queue) > _QUEUE:
-            self._lost.append(self._queue.popleft()[0])
-        self._flush()
-
-    def _flush(self) -> None:
-        waiting, failed = len(self._queue), set[bool]()
-        for _ in range(waiting):
-            what, send, artifact = self._queue.popleft()
-            if artifact in failed:  # database and artifact store fail apart; neither is asked again in this call
-                self._queue.append((what, send, artifact))
-                continue
-            try:
-                send()
-            except Exception as error:
-                code = getattr(error, "error_code", None)
-                if not isinstance(error, OSError) if code is None else code in _PERMANENT:
-                    self._lost.append(what)
-                    self._warn(f"MLflow refused {what}: {_brief(error)}")
-                    continue
-                if not self._down:
-                    self._warn(f"MLflow failed ({_brief(error)}); the run goes on and what is unsent is tried again")
-                self._down = True
-                failed.add(artifact)
-                self._queue.append((what, send, artifact))
-        if self._down and not self._queue:
-            self._warn(f"MLflow is back: {waiting} waiting entries delivered")
-            self._down = False
+        self._outbox.deliver(what, send, "artifacts" if artifact else "database")
 
 
 def _connect(uri: str) -> Any:
@@ -292,6 +273,12 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     version = str(info.registered_model_version)
     client.set_registered_model_alias(name, "candidate", version)
     return version
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt can succeed: not for what MLflow refuses, nor for a bug on this side of it."""
+    code = getattr(error, "error_code", None)
+    return isinstance(error, OSError) if code is None else code not in _PERMANENT
 
 
 def _public(text: str) -> str:

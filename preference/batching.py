@@ -1,22 +1,23 @@
-"""Pairs -> packed, prefix-shared batches.
+"""Items -> packed, prefix-shared batches.
 
 A prompt and its responses share one stretch of a row, ``[prompt | response 1 | response 2]``: the prompt is computed
-once, responses do not see each other, positions restart after the prompt. Several such stretches may share a row.
-Only lengths decide what is padding; no token id is special.
+once, responses do not see each other, positions restart after the prompt (``preference.attention``). Stretches stand
+end to end, so nothing is padded and no token id is special.
 
 A ``cell`` is what one rank computes in one micro-step. Reference actors score the very cells that the trainer will
-train, so shapes, kernels and rounding agree and policy == reference gives a loss of exactly ln 2.
+train, so shapes, kernels and rounding agree and policy == reference gives a DPO loss of exactly ln 2.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preference.types import Pair, ScoredPair
+from preference.types import Candidate, Item, Pair, Scored
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -43,152 +44,112 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRows:
-    """R rows of T positions; N predicted tokens, listed example by example, response by response."""
+class Packed:
+    """E examples end to end in T positions; N predicted tokens, example by example, response by response."""
 
-    input_ids: Ints  # [R, T]
-    position_ids: Ints  # [R, T], restarting after the prompt for every response
-    group: Ints  # [R, T], number of the example within its row, -1 for padding
-    branch: Ints  # [R, T], 0 in the prompt, k in response k
-    source: Ints  # [N], flat position whose hidden state predicts the token
+    input_ids: Ints  # [T]
+    position_ids: Ints  # [T], restarting after the prompt for every response
+    prompts: tuple[int, ...]  # tokens of each example's prompt
+    lengths: Ints  # [S], tokens of each response, S responses in order; sum = N. Fed positions are one fewer.
+    source: Ints  # [N], position whose hidden state predicts the token
     target: Ints  # [N], the token predicted
-    lengths: Ints  # [S], tokens of each response, S responses in order; sum = N
 
     @property
     def tokens(self) -> int:
-        """Positions that are not padding."""
-        return int((self.group >= 0).sum())
+        return len(self.input_ids)
 
     @property
-    def size(self) -> int:
-        return int(self.input_ids.size)
+    def responses_each(self) -> int:
+        return len(self.lengths) // len(self.prompts)
+
+    def split(self, values: Floats) -> list[tuple[Floats, ...]]:
+        """Per-token values [N] -> for each example, one array a response."""
+        responses = iter(np.split(values, np.cumsum(self.lengths)[:-1]))
+        return [tuple(next(responses) for _ in range(self.responses_each)) for _ in self.prompts]
 
 
-def pack_rows(examples: Sequence[Example], layout: Sequence[Sequence[int]]) -> PackedRows:
-    """Lay out ``examples[i] for i in layout[r]`` in row r. Every index appears once; N follows that order."""
-    width = max(sum(examples[i].tokens for i in row) for row in layout)
-    shape = (len(layout), width)
-    input_ids, position_ids, branch = (np.zeros(shape, np.int64) for _ in range(3))
-    group = np.full(shape, -1, np.int64)
+def pack(examples: Sequence[Example]) -> Packed:
+    """Lay ``examples`` (all with equally many responses) end to end."""
+    input_ids: list[int] = []
+    position_ids: list[int] = []
     source: list[int] = []
     target: list[int] = []
-    lengths: list[int] = []
-    for r, row in enumerate(layout):
-        at = 0
-        for g, index in enumerate(row):
-            example = examples[index]
-            n = len(example.prompt)
-            input_ids[r, at : at + n] = example.prompt
-            position_ids[r, at : at + n] = np.arange(n)
-            group[r, at : at + example.tokens] = g
-            last_of_prompt = r * width + at + n - 1
-            at += n
-            for b, response in enumerate(example.responses, start=1):
-                fed = len(response) - 1
-                input_ids[r, at : at + fed] = response[:-1]
-                position_ids[r, at : at + fed] = n + np.arange(fed)
-                branch[r, at : at + fed] = b
-                source += [last_of_prompt, *range(r * width + at, r * width + at + fed)]
-                target += response
-                lengths.append(len(response))
-                at += fed
-    return PackedRows(
-        input_ids, position_ids, group, branch, *(np.array(x, np.int64) for x in (source, target, lengths))
-    )
+    for e in examples:
+        n = len(e.prompt)
+        input_ids += e.prompt
+        position_ids += range(n)
+        last_of_prompt = len(input_ids) - 1
+        for response in e.responses:
+            at, fed = len(input_ids), len(response) - 1
+            input_ids += response[:-1]
+            position_ids += range(n, n + fed)
+            source += [last_of_prompt, *range(at, at + fed)]
+            target += response
+    lengths = [len(r) for e in examples for r in e.responses]
+    arrays = {
+        k: np.array(v, np.int64)
+        for k, v in {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "lengths": lengths,
+            "source": source,
+            "target": target,
+        }.items()
+    }
+    return Packed(prompts=tuple(len(e.prompt) for e in examples), **arrays)
 
 
-def plan_cells(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[list[int]]]]:
-    """Which example goes into which row of which cell: ``plan[micro][rank]`` is a list of rows of example numbers.
+def plan_cells(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Which example goes into which cell: ``plan[micro][rank]`` lists example numbers.
 
-    ``tokens[i]`` is example i's length; a cell holds at most ``budget`` positions, padding included. Rows are filled
-    longest first up to the longest example, rows are dealt to cells evenly, and every rank gets the same number of
-    micro-steps: a cell may be empty (``[]``), the caller fills it with weight zero. Deterministic in its arguments.
-    Raises ValueError if one example exceeds the budget.
+    ``tokens[i]`` is example i's length; a cell holds at most ``budget`` positions. There are as few micro-steps as the
+    budget allows; longest first into the emptiest cell, and cells of like size into one micro-step, so that ranks
+    hardly wait for each other. Every rank gets the same number of micro-steps: a cell may be empty (``[]``), the
+    caller fills it with weight zero. Deterministic in its arguments. Raises ValueError if one example exceeds the
+    budget.
     """
     if not tokens:
         return []
-    width = max(tokens)
-    if width > budget:
+    if max(tokens) > budget:
         raise ValueError(
-            f"an example of {width} tokens does not fit batching.micro_batch_tokens = {budget}: raise it to {width}"
+            f"an example of {max(tokens)} tokens does not fit batching.micro_batch_tokens = {budget}: "
+            f"raise it to {max(tokens)}"
         )
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
-        slot = next((r for r, room in enumerate(free) if room >= tokens[index]), None)
-        if slot is None:
-            rows.append([])
-            free.append(width)
-            slot = len(rows) - 1
-        rows[slot].append(index)
-        free[slot] -= tokens[index]
-    per_cell = budget // width
-    micros = -(-len(rows) // (per_cell * ranks))
-    # Longest rows first, dealt one to each rank in turn: within a micro-step ranks differ by at most one row.
-    plan: list[list[list[list[int]]]] = []
-    share = -(-len(rows) // micros)
-    for m in range(micros):
-        chunk = rows[m * share : (m + 1) * share]
-        plan.append([chunk[rank::ranks] for rank in range(ranks)])
-    return plan
+    longest_first = sorted(range(len(tokens)), key=lambda i: (-tokens[i], i))
+    micros = -(-sum(tokens) // (ranks * budget))
+    while True:
+        cells: list[list[int]] = [[] for _ in range(micros * ranks)]
+        loads = [(0, c) for c in range(len(cells))]
+        for index in longest_first:
+            load, cell = heapq.heappop(loads)
+            cells[cell].append(index)
+            heapq.heappush(loads, (load + tokens[index], cell))
+        if max(load for load, _ in loads) <= budget:
+            break
+        micros += 1
+    order = [cell for _, cell in sorted(loads, key=lambda x: (-x[0], x[1]))]
+    return [[sorted(cells[c]) for c in order[m * ranks : (m + 1) * ranks]] for m in range(micros)]
 
 
 @dataclass(frozen=True, slots=True)
-class PairCell:
-    """What one rank trains in one micro-step. Responses 2p and 2p + 1 of ``rows`` are pair p's chosen and rejected."""
+class PlannedCell:
+    """A packed cell and the numbers of its examples, in order."""
 
-    rows: PackedRows
-    pairs: tuple[int, ...]  # numbers of the pairs in the batch, in the order of ``rows``; filler repeats a pair
-    weights: Floats  # [P]: 1, or 0 for a filler that only keeps ranks in step
-    sampler: Floats  # [N] log-probs the sampler reported for the same tokens
-    reference: Floats  # [N] log-probs of the reference
-
-
-@dataclass(frozen=True, slots=True)
-class PairBatch:
-    """One optimizer step: ``cells[micro][rank]``; every rank has a cell in every micro-step."""
-
-    cells: tuple[tuple[PairCell, ...], ...]
-    pairs: int
-
-    def rank(self, rank: int) -> tuple[PairCell, ...]:
-        return tuple(micro[rank] for micro in self.cells)
-
-    @property
-    def tokens(self) -> int:
-        return sum(c.rows.tokens for micro in self.cells for c in micro if c.weights.any())
-
-    @property
-    def padding(self) -> float:
-        """Share of computed positions that train nothing."""
-        return 1 - self.tokens / sum(c.rows.size for micro in self.cells for c in micro)
+    packed: Packed
+    members: tuple[int, ...]
+    filler: bool  # repeats an example, to keep ranks in step
 
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """Packed cells of a set of examples, and which example stands where."""
+    """Packed cells of a set of examples: ``cells[micro][rank]``."""
 
-    cells: tuple[tuple[PackedRows, ...], ...]  # [micro][rank]
-    members: tuple[tuple[tuple[int, ...], ...], ...]  # [micro][rank][k]: number of the k-th example of the cell
-    filler: tuple[tuple[bool, ...], ...]  # [micro][rank]
+    cells: tuple[tuple[PlannedCell, ...], ...]
 
-    def real(self) -> list[tuple[int, int]]:
-        """(micro, rank) of the cells that are not filler, in order."""
-        return [(m, r) for m, row in enumerate(self.filler) for r, filler in enumerate(row) if not filler]
-
-    def unpack(self, values: Sequence[Floats]) -> list[tuple[Floats, ...]]:
-        """Per-token values [N] of every real cell -> for each example, one array a response."""
-        found: dict[int, tuple[Floats, ...]] = {}
-        for (m, r), tokens in zip(self.real(), values, strict=True):
-            responses = iter(np.split(tokens, np.cumsum(self.cells[m][r].lengths)[:-1]))
-            each = len(self.cells[m][r].lengths) // len(self.members[m][r])
-            for number in self.members[m][r]:
-                found[number] = tuple(next(responses) for _ in range(each))
-        return [found[i] for i in range(len(found))]
-
-
-def pair_example(pair: Pair) -> Example:
-    return Example(pair.prompt.token_ids, (pair.chosen.token_ids, pair.rejected.token_ids))
+    @property
+    def real(self) -> list[PlannedCell]:
+        """The cells that are not filler, in order."""
+        return [cell for micro in self.cells for cell in micro if not cell.filler]
 
 
 def plan(examples: Sequence[Example], ranks: int, budget: int) -> CellPlan:
@@ -198,29 +159,139 @@ def plan(examples: Sequence[Example], ranks: int, budget: int) -> CellPlan:
     """
     layouts = plan_cells([e.tokens for e in examples], ranks, budget)
     shortest = min(range(len(examples)), key=lambda i: examples[i].tokens, default=0)
-    filled = [[cell or [[shortest]] for cell in micro] for micro in layouts]
+    filled = [[cell or [shortest] for cell in micro] for micro in layouts]
     return CellPlan(
-        cells=tuple(tuple(pack_rows(examples, rows) for rows in micro) for micro in filled),
-        members=tuple(tuple(tuple(i for row in rows for i in row) for rows in micro) for micro in filled),
-        filler=tuple(tuple(not cell for cell in micro) for micro in layouts),
+        tuple(
+            tuple(PlannedCell(pack([examples[i] for i in members]), tuple(members), not cell) for cell, members in row)
+            for row in (zip(layout, micro, strict=True) for layout, micro in zip(layouts, filled, strict=True))
+        )
     )
 
 
-def collate(scored: Sequence[ScoredPair], ranks: int, budget: int) -> PairBatch:
-    """Scored pairs -> the batch of one optimizer step. The layout depends on token counts alone."""
-    layout = plan([pair_example(s.pair) for s in scored], ranks, budget)
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one rank trains in one micro-step: E items, all pairs (chosen, rejected) or all single responses."""
 
-    def cell(rows: PackedRows, pairs: tuple[int, ...], filler: bool) -> PairCell:
-        members = [scored[i] for i in pairs]
-        sampler = [x for s in members for x in (*s.pair.chosen.logprobs, *s.pair.rejected.logprobs)]
-        reference = np.concatenate([a for s in members for a in (s.chosen_ref, s.rejected_ref)])
-        weights = np.full(len(pairs), 0.0 if filler else 1.0, np.float32)
-        return PairCell(rows, pairs, weights, np.array(sampler, np.float32), reference)
+    packed: Packed
+    items: Ints  # [E] numbers of the items in the batch; a filler repeats an item
+    weights: Floats  # [E]: 1, or 0 for a filler that only keeps ranks in step
+    desirable: NDArray[np.bool_]  # [S] a pair's chosen, or a single response that is wanted
+    probability: Floats  # [E] the judge's P(chosen is better)
+    from_reference: Ints  # [E] +1 the reference wrote the chosen response, -1 the rejected one, 0 neither or both
+    sampler: Floats  # [N] log-probs the sampler reported for the same tokens; nan where no policy sampled them
+    reference: Floats  # [N] log-probs of the reference; nan without one
 
-    return PairBatch(
-        tuple(
-            tuple(cell(*args) for args in zip(*micro, strict=True))
-            for micro in zip(layout.cells, layout.members, layout.filler, strict=True)
-        ),
+
+@dataclass(frozen=True, slots=True)
+class Mismatched:
+    """Prompts with responses to other prompts, of one rank and micro-step: what KTO estimates its z from."""
+
+    packed: Packed
+    weights: Floats  # [E]
+    reference: Floats  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One optimizer step: ``cells[micro][rank]``; every rank has a cell in every micro-step."""
+
+    cells: tuple[tuple[Cell, ...], ...]
+    mismatched: tuple[tuple[Mismatched, ...], ...]  # empty for objectives that do not ask for them
+    items: int
+
+    def rank(self, rank: int) -> RankBatch:
+        return RankBatch(tuple(m[rank] for m in self.cells), tuple(m[rank] for m in self.mismatched))
+
+    @property
+    def tokens(self) -> int:
+        return sum(c.packed.tokens for micro in self.cells for c in micro if c.weights.any())
+
+    @property
+    def waiting(self) -> float:
+        """Share of the ranks' time spent waiting for the longest cell of each micro-step, if time goes with tokens."""
+        longest = sum(len(micro) * max(c.packed.tokens for c in micro) for micro in self.cells)
+        return 1 - self.tokens / longest
+
+    @property
+    def desirable_tokens(self) -> int:
+        """Tokens of desirable responses: what token-wise objectives are normalised by."""
+        found = 0
+        for cell in (c for micro in self.cells for c in micro if c.weights.any()):
+            found += int(cell.packed.lengths[cell.desirable].sum())
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """One rank's share of a batch, micro-step by micro-step."""
+
+    cells: tuple[Cell, ...]
+    mismatched: tuple[Mismatched, ...]
+
+
+def example(item: Item) -> Example:
+    return Example(item.prompt.token_ids, tuple(r.token_ids for r in item.responses))
+
+
+def mismatched_examples(items: Sequence[Item]) -> list[Example]:
+    """Each item's prompt with the responses to the next item that has another prompt; empty if there is but one.
+
+    Never a prompt's own response: that would pull the estimate of KL towards the learned preferences.
+    """
+    found = []
+    for i, item in enumerate(items):
+        others = (items[(i + k) % len(items)] for k in range(1, len(items)))
+        other = next((o for o in others if o.prompt.token_ids != item.prompt.token_ids), None)
+        if other is not None:
+            found.append(Example(item.prompt.token_ids, example(other).responses))
+    return found
+
+
+def collate(scored: Sequence[Scored], ranks: int, budget: int, mismatched: Sequence[tuple[Floats, ...]] = ()) -> Batch:
+    """Scored items (all pairs or all labelled) -> the batch of one optimizer step. Token counts decide the layout.
+
+    ``mismatched``: reference log-probs of ``mismatched_examples`` of the same items, where the objective wants them.
+    """
+    layout = plan([example(s.item) for s in scored], ranks, budget)
+    others = (
+        plan(mismatched_examples([s.item for s in scored]), ranks, budget) if mismatched else plan([], ranks, budget)
+    )
+
+    def other(cell: PlannedCell) -> Mismatched:
+        reference = np.concatenate([a for i in cell.members for a in mismatched[i]])
+        return Mismatched(cell.packed, _weights(cell), reference)
+
+    return Batch(
+        tuple(tuple(_cell(cell, [scored[i] for i in cell.members]) for cell in micro) for micro in layout.cells),
+        tuple(tuple(other(cell) for cell in micro) for micro in others.cells),
         len(scored),
     )
+
+
+def _weights(cell: PlannedCell) -> Floats:
+    return np.full(len(cell.members), 0.0 if cell.filler else 1.0, np.float32)
+
+
+def _cell(planned: PlannedCell, scored: Sequence[Scored]) -> Cell:
+    items = [s.item for s in scored]
+    responses = [r for item in items for r in item.responses]
+    sampler = [r.logprobs if isinstance(r, Candidate) else (float("nan"),) * len(r.token_ids) for r in responses]
+    return Cell(
+        packed=planned.packed,
+        items=np.array(planned.members, np.int64),
+        weights=_weights(planned),
+        desirable=np.array([d for item in items for d in _desirable(item)], np.bool_),
+        probability=np.array([i.probability if isinstance(i, Pair) else 1.0 for i in items], np.float32),
+        from_reference=np.array([_from_reference(i) for i in items], np.int64),
+        sampler=np.array([x for logps in sampler for x in logps], np.float32),
+        reference=np.concatenate([a for s in scored for a in s.reference]),
+    )
+
+
+def _desirable(item: Item) -> tuple[bool, ...]:
+    return (True, False) if isinstance(item, Pair) else (item.desirable,)
+
+
+def _from_reference(item: Item) -> int:
+    written = [r.player == "reference" for r in item.responses]
+    return 0 if len(written) < 2 else int(written[0]) - int(written[1])

@@ -24,21 +24,29 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class TrainMetrics:
-    """Means over the pairs of one optimizer step (all ranks). ``scalars`` holds the objective's own extra figures."""
+    """Means over one optimizer step (all ranks); nan where a figure is not defined.
+
+    Chosen and rejected are a pair's, or the desirable and the undesirable ones of labelled responses.
+    ``scalars``: ``loss/<objective>`` and the objectives' own figures.
+    """
 
     loss: float
     grad_norm: float
     lr: float
-    rewards_chosen: float  # beta x log-ratio summed over tokens, nats
+    rewards_chosen: float  # beta x log-ratio summed over tokens, nats (reference-free objectives: see their ``reward``)
     rewards_rejected: float
     rewards_margins: float
     rewards_accuracies: float
     logps_chosen: float  # summed over tokens, nats
     logps_rejected: float
+    log_ratio_chosen: float  # log pi - log pi_ref, nats: the chosen responses' drift since the reference
+    log_ratio_rejected: float
+    kl: float  # mean log-ratio of all trained responses, nats; of KL(pi || ref) where pi sampled them
+    length_ratio: float  # mean tokens of chosen / mean tokens of rejected
     mismatch: float  # mean |sampler - trainer| log-prob per token, nats; same tokens, trainer before its update
-    pairs: int
-    tokens: int  # prompt and response tokens computed, prefix shared, padding excluded
-    padding: float  # share of computed positions that were padding or filler
+    items: int
+    tokens: int  # prompt and response tokens computed, prefix shared
+    waiting: float  # share of the ranks' time lost to unequal cells, if time goes with tokens
     scalars: Mapping[str, float]
 
 
@@ -83,7 +91,7 @@ class StepReport:
     fates: Mapping[Fate, int]  # adds up to the prompts sampled
     stages: tuple[StageTime, ...]
     seconds: float
-    sample: SampleMetrics
+    sample: SampleMetrics | None  # None: nothing was sampled (training from files)
     probe: ProbeMetrics | None
     train: TrainMetrics | None  # None: no pair survived, the step was skipped
     ages: tuple[int, ...]  # per trained pair, in versions

@@ -8,7 +8,7 @@ import numpy as np
 
 from preference.pairing import ratings
 from preference.reports import SampleMetrics, SampleRow
-from preference.types import FinishReason, JudgedGroup, JudgeFailure, ScoredPair, Version
+from preference.types import FinishReason, JudgedGroup, JudgeFailure, Pair, Scored, Version, oldest_version
 
 
 def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
@@ -25,10 +25,10 @@ def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
     )
 
 
-def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[ScoredPair]) -> tuple[SampleRow, ...]:
+def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[Scored]) -> tuple[SampleRow, ...]:
     """One row a candidate, saying what became of it."""
-    chosen = {s.pair.chosen.id for s in scored}
-    rejected = {s.pair.rejected.id for s in scored}
+    pairs = [s.item for s in scored if isinstance(s.item, Pair)]
+    chosen, rejected = {p.chosen.id for p in pairs}, {p.rejected.id for p in pairs}
     rows = []
     for j in judged:
         scores = ratings(j)
@@ -43,9 +43,10 @@ def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[ScoredPair]) -> 
     return tuple(rows)
 
 
-def ages(scored: Sequence[ScoredPair], current: Version) -> tuple[int, ...]:
-    """How many versions old each pair is when it is trained."""
-    return tuple(s.pair.version.age_at(current) for s in scored)
+def ages(scored: Sequence[Scored], current: Version) -> tuple[int, ...]:
+    """How many versions old each item is when it is trained; items that no policy sampled have no age."""
+    versions = (oldest_version(s.item) for s in scored)
+    return tuple(version.age_at(current) for version in versions if version is not None)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -92,6 +92,21 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """A response that no policy of the run sampled: out of a data set, or written by a person."""
+
+    id: str
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    """Ids that follow the prompt's under the chat template, the end of the turn included."""
+    text: str
+    player: str = "data"
+
+
+Response = Candidate | Written
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateGroup:
     """All candidates of one prompt: the unit that judges and pairing work on."""
 
@@ -162,15 +177,38 @@ class Pair:
 
     id: str
     prompt: Prompt
-    chosen: Candidate
-    rejected: Candidate
+    chosen: Response
+    rejected: Response
     margin: float
-    """Judge score of chosen minus rejected, in the judge's units (> 0)."""
+    """Judge score of chosen minus rejected, in the judge's units (> 0; 1 where there is no score)."""
+    probability: float = 1.0
+    """The judge's P(chosen is better); 1 for a plain label."""
 
     @property
-    def version(self) -> Version:
-        """The oldest weights that sampled any of it: what its age is counted from."""
-        return min(self.chosen.version_min, self.rejected.version_min)
+    def responses(self) -> tuple[Response, ...]:
+        return self.chosen, self.rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One response and whether it is wanted (thumbs up or down): what KTO and SFT learn from."""
+
+    id: str
+    prompt: Prompt
+    response: Response
+    desirable: bool
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        return (self.response,)
+
+
+Item = Pair | Labelled
+
+
+def oldest_version(item: Item) -> Version | None:
+    """The oldest weights that sampled any of it: what its age is counted from. None where no policy did."""
+    return min((r.version_min for r in item.responses if isinstance(r, Candidate)), default=None)
 
 
 class Fate(StrEnum):
@@ -187,9 +225,11 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredPair:
-    """A pair with the reference's log-probs, per response token (nats, fp32), by the trainer's own code."""
+class Scored:
+    """An item with the reference's log-probs by the trainer's own code: fp32 nats a token, one array a response.
 
-    pair: Pair
-    chosen_ref: NDArray[np.float32]  # [len(chosen.token_ids)]
-    rejected_ref: NDArray[np.float32]  # [len(rejected.token_ids)]
+    Without a reference pool they are nan.
+    """
+
+    item: Item
+    reference: tuple[NDArray[np.float32], ...]

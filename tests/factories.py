@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from preference.reports import TrainMetrics
 from preference.types import (
     Candidate,
     CandidateGroup,
@@ -16,12 +17,17 @@ from preference.types import (
     Pair,
     Prompt,
     Rating,
-    ScoredPair,
+    Scored,
     Version,
 )
 
 JUDGE = JudgeInfo("test", "0")
 INITIAL = Version(0, 0)
+TRAINED = TrainMetrics(
+    loss=0.61, grad_norm=3.0, lr=5e-5, rewards_chosen=0.3, rewards_rejected=0.1, rewards_margins=0.2,
+    rewards_accuracies=0.71, logps_chosen=-80.0, logps_rejected=-90.0, log_ratio_chosen=3.0, log_ratio_rejected=1.0,
+    kl=2.0, length_ratio=1.1, mismatch=0.031, items=14, tokens=2318, waiting=0.04, scalars={},
+)  # fmt: skip
 
 
 def prompt(name: str = "p", tokens: int = 3) -> Prompt:
@@ -49,9 +55,9 @@ def judged(scores: Sequence[float | None], name: str = "p", **overrides: object)
     return JudgedGroup(CandidateGroup(prompt(name), candidates), ratings)
 
 
-def scored_pair(number: int, prompt_tokens: int, chosen_tokens: int, rejected_tokens: int) -> ScoredPair:
+def scored_pair(number: int, prompt_tokens: int, chosen_tokens: int, rejected_tokens: int) -> Scored:
     name = f"p{number}"
     chosen = candidate(name, 0, chosen_tokens)
     rejected = candidate(name, 1, rejected_tokens, first_token=40)
     pair = Pair(f"pair{number}", prompt(name, prompt_tokens), chosen, rejected, 1.0)
-    return ScoredPair(pair, np.full(chosen_tokens, -1.5, np.float32), np.full(rejected_tokens, -2.5, np.float32))
+    return Scored(pair, (np.full(chosen_tokens, -1.5, np.float32), np.full(rejected_tokens, -2.5, np.float32)))

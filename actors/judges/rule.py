@@ -12,7 +12,8 @@ import ray
 
 from actors.pool import ActorPool, actor_options, remote_call
 from actors.quiet import redirect_output
-from configs.schema import RuleJudge, RunConfig
+from configs.runs import RunConfig
+from configs.schema import RuleJudge
 from preference.types import (
     CandidateGroup,
     JudgedGroup,

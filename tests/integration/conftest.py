@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from configs.loading import load_config
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 from pipelines.ledger import read_record
 from preference.types import content_id
 from tests.tiny import tiny_model
@@ -141,7 +141,7 @@ class Finished:
 def finished(head, overrides) -> Finished:
     """One whole run on the tiny model, as a job on a cluster."""
     output = submit(head, *overrides("whole"))
-    config = load_config(TINY, overrides("whole"))
+    config = load_config(RunConfig, TINY, overrides("whole"))
     return Finished(config, Path(config.run.root) / "whole", output)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from configs.loading import load_config
+from configs.runs import RunConfig
 from tests.integration.conftest import ROOT, journal, losses
 
 SMALL = [
@@ -24,7 +25,7 @@ def test_first_loss_in_bf16_and_a_policy_that_moves(ray_here, tmp_path):
     from pipelines.progress import Progress
     from pipelines.session import run_online
 
-    config = load_config(ROOT / "configs" / "quickstart.yaml", [*SMALL, f"run.root={tmp_path}"])
+    config = load_config(RunConfig, ROOT / "configs" / "quickstart.yaml", [*SMALL, f"run.root={tmp_path}"])
     with Progress(Console(file=io.StringIO())) as progress:
         evaluation = asyncio.run(run_online(config, "never", progress))
     run_dir = Path(config.run.root) / "smollm2"

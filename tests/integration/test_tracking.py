@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs.loading import flatten, validate
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 from pipelines.plots import METRICS, is_known
 from pipelines.tracking import Tracker, TrackingError, _free_port
 from preference.reports import (
@@ -22,10 +22,10 @@ from preference.reports import (
     SampleRow,
     StageTime,
     StepReport,
-    TrainMetrics,
 )
 from preference.types import Fate, Version
 from preference.winrate import WinRate
+from tests.factories import TRAINED
 
 
 def step(number: int) -> StepReport:
@@ -37,7 +37,7 @@ def step(number: int) -> StepReport:
         seconds=9.0,
         sample=SampleMetrics(0.5 + number / 10, 0.3, 47.0, 0.8, 90.0, 0),
         probe=ProbeMetrics(0.4, 1.5 * number, 8),
-        train=TrainMetrics(0.6, 3.0, 5e-5, 0.3, 0.1, 0.2, 0.7, -80.0, -90.0, 0.03, 14, 99, 0.0, {"bonus": 7.0}),
+        train=replace(TRAINED, loss=0.6, scalars={"bonus": 7.0}),
         ages=(0,) * 14,
         rows=tuple(SampleRow(f"p{i}", "why?", "because \ud800 😀", 0.1 * i, "chosen", "0.1", 9) for i in range(3)),
     )
@@ -67,14 +67,14 @@ def config_for(root: Path, name: str, **extra: Any) -> RunConfig:
         (root / file).write_text("".join(json.dumps({"id": f"{file}{i}", "prompt": "hi"}) + "\n" for i in range(rows)))
     prompts = {"train": str(root / "train.jsonl"), "heldout": str(root / "heldout.jsonl")}
     raw = {"run": {"name": name, "root": str(root)}, "model": {"path": "/models/x"}, "prompts": prompts}
-    return validate(raw | {"judge": {"rule": "a.b:c"}} | extra)
+    return validate(RunConfig, raw | {"judge": {"rule": "a.b:c"}} | extra)
 
 
 def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config, warnings = config_for(root, "first"), list[str]()
     run_dir = root / "first"
     tracker = Tracker.open(config, run_dir, warn=warnings.append)
-    tracker.log_prompts(config.prompts.train, config.prompts.heldout)
+    tracker.log_inputs(config)
     for number in (1, 2, 3):
         tracker.log_step(step(number))
     tracker.log_eval(EVAL)
@@ -94,7 +94,7 @@ def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.Capture
     again = Tracker.open(later, run_dir, tracker.run_id, warn=warnings.append)
     assert again.run_id == tracker.run_id
     assert client.get_run(again.run_id).info.status == "RUNNING"
-    again.log_prompts(config.prompts.train, config.prompts.heldout)
+    again.log_inputs(config)
     again.log_step(step(3))  # a replayed step
     again.log_step(step(4))
     again.finish("FINISHED")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.loading import ConfigError, config_hash, differing_fields, load_config, scientific
+from configs.runs import RunConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -16,13 +17,13 @@ def test_configs_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_config_loads(path):
-    config = load_config(path)
+    config = load_config(RunConfig, path)
     assert Path(config.prompts.train).is_file()
     assert Path(config.prompts.heldout).is_file()
 
 
 def test_override():
-    assert load_config(QUICKSTART, ["objective.beta=0.2"]).objective.beta == 0.2
+    assert load_config(RunConfig, QUICKSTART, ["objective.beta=0.2"]).objective.beta == 0.2
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_override():
 )
 def test_mistakes_are_named(override, words):
     with pytest.raises(ConfigError) as caught:
-        load_config(QUICKSTART, [override])
+        load_config(RunConfig, QUICKSTART, [override])
     for word in words:
         assert word in str(caught.value)
 
 
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
-        load_config(QUICKSTART, ["objective.bta=1", "run.steps=0"])
+        load_config(RunConfig, QUICKSTART, ["objective.bta=1", "run.steps=0"])
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -63,22 +64,24 @@ def test_all_problems_at_once():
 def test_broken_files(tmp_path, text, word):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=word):
-        load_config(tmp_path / "c.yaml")
+        load_config(RunConfig, tmp_path / "c.yaml")
 
 
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"nowhere.yaml"):
-        load_config("nowhere.yaml")
+        load_config(RunConfig, "nowhere.yaml")
 
 
 def test_hash_covers_the_experiment_and_not_its_placement():
-    base = load_config(QUICKSTART)
-    assert config_hash(base) == config_hash(load_config(QUICKSTART, ["resources.sampler.threads=7", "run.steps=99"]))
-    other = load_config(QUICKSTART, ["objective.beta=0.3"])
+    base = load_config(RunConfig, QUICKSTART)
+    assert config_hash(base) == config_hash(
+        load_config(RunConfig, QUICKSTART, ["resources.sampler.threads=7", "run.steps=99"])
+    )
+    other = load_config(RunConfig, QUICKSTART, ["objective.beta=0.3"])
     assert config_hash(base) != config_hash(other)
     assert differing_fields(scientific(base), scientific(other)) == ["objective.beta: 0.1 -> 0.3"]
 
 
 def test_config_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        load_config(QUICKSTART).objective.beta = 1.0
+        load_config(RunConfig, QUICKSTART).objective.beta = 1.0

@@ -17,8 +17,7 @@ from pipelines.ledger import (
     write_record,
 )
 from preference.pairing import Paired, PairingRules, make_pair
-from preference.types import ScoredPair
-from tests.factories import judged, prompt, scored_pair
+from tests.factories import judged, prompt
 
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text() | st.floats(allow_nan=False)))
 
@@ -55,22 +54,24 @@ def test_a_prepared_step_is_replayed_exactly(tmp_path):
     groups = [judged([0.1, 0.7], "a"), judged([0.3, 0.3], "b")]
     pair = make_pair(groups[0], PairingRules())
     assert isinstance(pair, Paired)
-    scored = ScoredPair(pair.pair, np.array([-1.1, -2.2], np.float32), np.array([-3.3, -4.4], np.float32))
+    arrays = (np.array([-1.1, -2.2], np.float32), np.array([-3.3], np.float32))
     ledger = Ledger(tmp_path)
     ledger.judged(1, groups)
-    ledger.prepared(1, [scored])
+    ledger.scored(1, pair.pair.id, arrays)
+    ledger.prepared(1, [pair.pair.id])
+    ledger.scored(2, "other", arrays)
     ledger.judged(2, [judged([0.5, 0.1], "a")])  # never completed
     ledger.close()
 
     again = Ledger(tmp_path)
     steps = again.replayable(prompts)
     assert list(steps) == [1]
-    assert list(steps[1].judged) == groups
-    (back,) = again.pairs_of(steps[1], [pair.pair])
-    assert back.pair == pair.pair
-    assert back.chosen_ref.tolist() == scored.chosen_ref.tolist()
-    assert back.rejected_ref.tolist() == scored.rejected_ref.tolist()
-    assert again.pairs_of(steps[1], [scored_pair(9, 1, 1, 1).pair]) is None
+    assert list(steps[1]) == groups
+    assert again.prepared_steps() == {1}
+    back = again.scores(1)[pair.pair.id]
+    assert [a.tolist() for a in back] == [a.tolist() for a in arrays]
+    assert list(again.scores(2)) == ["other"]  # paid for, though its step never came to be complete
+    assert again.scores(3) == {}
     again.close()
 
 

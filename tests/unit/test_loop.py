@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 
 from actors.commands import CheckpointDone, PublishDone, TrainDone
 from configs.loading import validate
+from configs.runs import RunConfig
 from pipelines.heldout import HeldOut
 from pipelines.ledger import Ledger
-from pipelines.online import JudgeUnreliable, OnlineLoop, Stages
+from pipelines.loop import Loop, Stages
+from pipelines.online import JudgeUnreliable, OnlineSource
 from pipelines.prompts import PromptSet
-from preference.reports import TrainMetrics
+from pipelines.scoring import Scorer
+from pipelines.timing import Stopwatch
+from preference.displacement import Displacement
 from preference.types import CandidateGroup, Fate, JudgedGroup, JudgeFailure, Outcome, Rating, Version
-from tests.factories import INITIAL, JUDGE, candidate, prompt
+from tests.factories import INITIAL, JUDGE, TRAINED, candidate, prompt, scored_pair
 
 
 def config(steps=4, staleness=0, **sections):
@@ -29,7 +34,7 @@ def config(steps=4, staleness=0, **sections):
         "evaluation": {"prompts": 3, "probe": 2},
         "sampling": {"prompts_per_step": 5, "candidates": 2},
     }
-    return validate(raw | sections)
+    return validate(RunConfig, raw | sections)
 
 
 class FakeSampler:
@@ -74,11 +79,18 @@ class FakeJudge:
 
 class FakeReference:
     def __init__(self):
-        self.cells = 0
+        self.cells, self.calls, self.saved = 0, [], []
 
-    async def score(self, cells):
-        self.cells += len(cells)
-        return [np.full(len(c.target), -1.0, np.float32) for c in cells]
+    async def score(self, packed):
+        self.cells += 1
+        await asyncio.sleep(0)
+        return np.full(len(packed.target), -1.0, np.float32)
+
+    async def refresh(self, directory, alpha):
+        self.calls.append(("refresh", directory.rpartition("/")[2], alpha))
+
+    async def save(self, directory, version):
+        self.saved.append((directory.rpartition("checkpoints/")[2], version.step))
 
 
 class FakeTrainer:
@@ -91,16 +103,16 @@ class FakeTrainer:
     async def train(self, step, batch):
         self.log.append(("train", step))
         self.batches.append(batch)
-        metrics = TrainMetrics(0.7, 1.0, 1e-5, 0, 0, 0, 0.5, -1, -1, 0.0, batch.pairs, batch.tokens, 0.0, {})
-        return TrainDone(metrics, 0.0)
+        return TrainDone(replace(TRAINED, items=batch.items, tokens=batch.tokens), 0.0)
 
     async def publish(self, version, directory):
         self.log.append(("publish", version.step))
+        directory.mkdir(parents=True)
         return PublishDone(version, str(directory), 0, 0.0, 0.0)
 
     async def checkpoint(self, step, directory):
         self.log.append(("checkpoint", step))
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / "complete.json").write_text(f'{{"step": {step}}}')
         return CheckpointDone(step, str(directory), 0.0)
 
@@ -131,9 +143,11 @@ class World:
         prompts = PromptSet({f"p{i:02}": prompt(f"p{i:02}") for i in range(12)}, ())
         held = [prompt(f"h{i}") for i in range(3)]
         self.heldout = HeldOut(cfg, held, self.sampler, [self.judge], self.reference, self.ledger, self.notes)
-        stages = Stages(self.sampler, self.judge, self.reference, self.trainer)
+        scorer = Scorer(cfg, self.reference, self.trainer.ranks, self.ledger, self.notes)
+        source = OnlineSource(cfg, prompts, self.heldout, self.sampler, self.judge, scorer, self.ledger, self.notes)
+        stages = Stages(source, self.trainer, self.reference, [self.sampler], self.heldout)
         weights = directory / "weights"
-        self.loop = OnlineLoop(cfg, prompts, self.heldout, stages, self.ledger, self.notes, weights, version)
+        self.loop = Loop(cfg, cfg.run.steps, cfg.run.max_staleness, stages, self.ledger, self.notes, weights, version)
 
     def run(self, done=0):
         async def both():
@@ -197,11 +211,12 @@ def test_a_resumed_run_replays_what_was_paid_for(tmp_path):
     again = World(tmp_path, config(steps=4), version=Version(1, 1)).run(done=1)
     assert [e for e in again.trainer.log if e[0] == "train"] == [("train", 2), ("train", 3), ("train", 4)]
     assert [s for s, _ in again.sampler.served] == [4]  # 2 and 3 came from the journal
+    assert again.reference.cells < first.reference.cells / 2  # and their scores
 
     def same(a, b):
         for one, two in zip(a.cells, b.cells, strict=True):
             for x, y in zip(one, two, strict=True):
-                assert (x.rows.input_ids == y.rows.input_ids).all()
+                assert (x.packed.input_ids == y.packed.input_ids).all()
                 assert (x.reference == y.reference).all()
 
     same(first.trainer.batches[1], again.trainer.batches[0])
@@ -222,8 +237,8 @@ def test_completion_order_does_not_shape_the_batch(tmp_path):
     b.sampler.sample = other_order
     b.run()
     x, y = a.trainer.batches[0].cells[0][0], b.trainer.batches[0].cells[0][0]
-    assert (x.rows.input_ids == y.rows.input_ids).all()
-    assert x.pairs == y.pairs
+    assert (x.packed.input_ids == y.packed.input_ids).all()
+    assert (x.items == y.items).all()
 
 
 def test_a_cancellation_that_arrives_with_the_result_is_not_swallowed() -> None:
@@ -239,3 +254,63 @@ def test_a_cancellation_that_arrives_with_the_result_is_not_swallowed() -> None:
             await call
 
     asyncio.run(scenario())
+
+
+def test_a_score_that_was_journaled_is_not_computed_again(tmp_path):
+    """The driver dies after half of a step's cells: the other half is all that is left to do."""
+    cfg = config(steps=1, batching={"micro_batch_tokens": 160})
+    first = World(tmp_path, cfg)
+    original, scored = first.reference.score, []
+
+    async def dies(packed):
+        if len(scored) == 2:
+            raise RuntimeError("power cut")
+        scored.append(packed)
+        return await original(packed)
+
+    pairs = [scored_pair(i, 60, 3, 4).item for i in range(6)]
+
+    async def step(world):
+        scorer = Scorer(cfg, world.reference, 1, world.ledger, world.notes)
+        return await scorer.score(1, pairs, Stopwatch())
+
+    first.reference.score = dies
+    with pytest.raises(RuntimeError, match="power cut"):
+        asyncio.run(step(first))
+    first.ledger.close()
+    again = World(tmp_path, cfg)
+    result, _ = asyncio.run(step(again))
+    again.ledger.close()
+    assert [s.item for s in result] == pairs
+    assert again.reference.cells == 1  # of three
+    assert len(scored) == 2
+
+
+def test_the_reference_moves_when_it_is_due_and_is_saved_with_the_checkpoint(tmp_path):
+    cfg = config(steps=4, reference={"refresh": "periodic", "every": 2, "alpha": 0.6}, checkpoint={"every": 3})
+    w = World(tmp_path, cfg).run()
+    assert w.reference.calls == [("refresh", "weights-0.2", 0.6), ("refresh", "weights-0.4", 0.6)]
+    assert w.reference.saved == [("step-000003/reference", 3), ("step-000004/reference", 4)]
+
+
+def test_without_an_objective_that_wants_it_there_is_no_reference(tmp_path):
+    cfg = config(steps=1)
+    w = World(tmp_path, cfg)
+    result, mismatched = asyncio.run(
+        Scorer(cfg, None, 1, w.ledger, w.notes).score(1, [scored_pair(0, 3, 2, 2).item], Stopwatch())
+    )
+    w.ledger.close()
+    assert all(np.isnan(a).all() for s in result for a in s.reference)
+    assert mismatched == ()
+
+
+def test_likelihood_displacement_is_said_once():
+    watch = Displacement()
+    said = [watch.update(i, replace(TRAINED, log_ratio_chosen=-0.5 * i, rewards_margins=0.1 * i)) for i in range(1, 21)]
+    assert [i for i, text in enumerate(said, start=1) if text] == [10]
+    assert "4.0 nats less likely" in said[9]
+    assert "dpop" in said[9]
+    quiet = Displacement()
+    assert not any(
+        quiet.update(i, replace(TRAINED, log_ratio_chosen=0.5 * i, rewards_margins=0.1 * i)) for i in range(1, 21)
+    )

@@ -8,13 +8,14 @@ import pytest
 
 from actors.placement import by_stage, requested, shortfalls
 from configs.loading import validate
-from configs.schema import RunConfig
+from configs.runs import RunConfig
 
 RULE = {"rule": "actors.judges.rules:vader_sentiment"}
 
 
 def configured(resources: dict[str, Any], second_judge: bool = False) -> RunConfig:
     return validate(
+        RunConfig,
         {
             "run": {"name": "t"},
             "model": {"path": "/m"},
@@ -22,7 +23,7 @@ def configured(resources: dict[str, Any], second_judge: bool = False) -> RunConf
             "judge": RULE,
             "evaluation": {"judge": RULE} if second_judge else {},
             "resources": resources,
-        }
+        },
     )
 
 

@@ -15,12 +15,12 @@ from preference.reports import (
     SampleRow,
     StageTime,
     StepReport,
-    TrainMetrics,
 )
 from preference.types import Fate, Version
 from preference.winrate import WinRate
+from tests.factories import TRAINED
 
-STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "checkpoint")
+STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "refresh", "checkpoint")
 FULL = StepReport(
     step=2,
     version=Version(0, 2),
@@ -29,9 +29,7 @@ FULL = StepReport(
     seconds=18.0,
     sample=SampleMetrics(0.5, 0.3, 47.0, 0.8, 90.0, 1),
     probe=ProbeMetrics(0.4, 1.5, 8),
-    train=TrainMetrics(
-        0.6, 3.0, 5e-5, 0.3, 0.1, 0.2, 0.7, -80.0, -90.0, 0.03, 14, 2318, 0.04, {"bonus": 7.0, "kl": 9.0}
-    ),
+    train=replace(TRAINED, scalars={"bonus": 7.0, "kl": 9.0}),
     ages=(0, 1, 2),
     rows=(),
 )
@@ -40,7 +38,7 @@ EVAL = EvalReport(4, Version(0, 4), (JUDGED, replace(JUDGED, judge="b")), 40.0, 
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_logged() -> None:
-    named = set(plots.step_metrics(FULL)) | set(plots.eval_metrics(EVAL))
+    named = set(plots.step_metrics(FULL)) | set(plots.eval_metrics(EVAL)) | set(plots.heldout_metrics(TRAINED))
     assert all(plots.is_known(name) for name in named)
     assert set(plots.METRICS) - {"objective/<name>"} <= named
     assert all(meaning and "\n" not in meaning for meaning in plots.METRICS.values())
@@ -93,7 +91,7 @@ def test_repetition_compares_equally_many_answers() -> None:
 
 
 def test_names_and_facts_need_neither_mlflow_nor_matplotlib() -> None:
-    code = "import sys; import pipelines.tracking; print({'mlflow', 'matplotlib', 'torch'} & set(sys.modules))"
+    code = "import sys; import pipelines.tracking; print({'mlflow', 'matplotlib'} & set(sys.modules))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,0 +1,176 @@
+"""What can be run, put together from the sections of ``configs.schema``.
+
+Strict and frozen: an unknown key, a wrong type or an impossible combination is refused. ``configs.loading`` reads YAML
+and command-line overrides into these; nothing else constructs one from outside.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from configs.objectives import SECTIONS, Objective
+from configs.objectives import default as default_objective
+from configs.schema import (
+    Batching,
+    Checkpointing,
+    Data,
+    Deadlines,
+    Evaluation,
+    Group,
+    Model,
+    Optimizer,
+    Pairing,
+    Prompts,
+    Reference,
+    Resources,
+    RuleJudge,
+    Run,
+    RunDirectory,
+    Sampling,
+    Tracking,
+    Weights,
+)
+from configs.section import Section
+from preference.objectives.step import Term
+
+
+class SftPhase(Section):
+    """Supervised fine-tuning that comes before preference training."""
+
+    data: Data
+    optimizer: Optimizer = Optimizer(lr=2e-5)
+
+
+class TrainingConfig(Section):
+    """What every kind of training has."""
+
+    run: RunDirectory
+    model: Model
+    objective: Objective = Field(default_factory=default_objective)
+    reference: Reference = Reference()
+    optimizer: Optimizer = Optimizer()
+    batching: Batching = Batching()
+    resources: Resources = Resources()
+    weights: Weights = Weights()
+    tracking: Tracking = Tracking()
+    checkpoint: Checkpointing = Checkpointing()
+    deadlines: Deadlines = Deadlines()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The objectives of the run with their weights."""
+        return self.objective.as_terms()
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any objective asks for reference log-probs; without one there is no reference pool."""
+        return any(term.objective.reference for term in self.terms)
+
+    @property
+    def groups(self) -> dict[str, tuple[Group, ...]]:
+        """The actor groups of every stage that this run has."""
+        reference = {"reference": (self.resources.reference,)} if self.needs_reference else {}
+        return {**reference, "trainer": (self.resources.trainer,)}
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        if self.reference.refresh != "fixed" and not self.needs_reference:
+            raise ValueError(
+                f"reference.refresh = {self.reference.refresh}, but objective.name = {self.objective.name} has no "
+                f"reference: set reference.refresh=fixed"
+            )
+        if self.optimizer.offload == "nvme" and not self.optimizer.offload_path:
+            raise ValueError("optimizer.offload = nvme needs optimizer.offload_path: a folder on a local disk")
+        if self.optimizer.offload_parameters and self.optimizer.offload == "none":
+            raise ValueError(
+                "optimizer.offload_parameters = true with optimizer.offload = none: set optimizer.offload=cpu or nvme"
+            )
+        if self.optimizer.offload != "none" and not self.resources.trainer.gpus:
+            raise ValueError(
+                f"optimizer.offload = {self.optimizer.offload} with resources.trainer.gpus = 0: a CPU trainer has "
+                f"nowhere to offload to; set optimizer.offload=none"
+            )
+        return self
+
+
+class RunConfig(TrainingConfig):
+    """An online run (``rondo run``)."""
+
+    run: Run
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    judge: RuleJudge
+    pairing: Pairing = Pairing()
+    evaluation: Evaluation = Evaluation()
+    sft: SftPhase | None = None
+    """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
+
+    @property
+    def groups(self) -> dict[str, tuple[Group, ...]]:
+        judges = 1 if self.evaluation.judge is None else 2
+        return {
+            "sampler": (self.resources.sampler,),
+            "judge": (self.resources.judge,) * judges,
+            **super().groups,
+        }
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        need = self.prompts.max_tokens + self.sampling.max_tokens
+        if need > self.sampling.max_model_len:
+            raise ValueError(
+                f"prompts.max_tokens ({self.prompts.max_tokens}) + sampling.max_tokens ({self.sampling.max_tokens}) "
+                f"= {need} exceeds sampling.max_model_len ({self.sampling.max_model_len}): "
+                f"raise sampling.max_model_len to {need} or shorten one of the two"
+            )
+        row = self.prompts.max_tokens + 2 * self.sampling.max_tokens
+        if row > self.batching.micro_batch_tokens:
+            raise ValueError(
+                f"prompts.max_tokens ({self.prompts.max_tokens}) + 2 x sampling.max_tokens "
+                f"({self.sampling.max_tokens}) = {row} exceeds batching.micro_batch_tokens "
+                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
+                f"raise batching.micro_batch_tokens to {row}"
+            )
+        if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
+                f"({self.run.steps}) for schedule '{self.optimizer.schedule}': lower optimizer.warmup_steps"
+            )
+        return self
+
+
+class OfflineConfig(TrainingConfig):
+    """Training from files (``rondo offline``, ``rondo sft``)."""
+
+    data: Data
+    sft: SftPhase | None = None
+    """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        longest = self.data.max_prompt_tokens + 2 * self.data.max_response_tokens
+        if longest > self.batching.micro_batch_tokens:
+            raise ValueError(
+                f"data.max_prompt_tokens ({self.data.max_prompt_tokens}) + 2 x data.max_response_tokens "
+                f"({self.data.max_response_tokens}) = {longest} exceeds batching.micro_batch_tokens "
+                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
+                f"raise batching.micro_batch_tokens to {longest}"
+            )
+        return self
+
+
+class SftConfig(OfflineConfig):
+    """Supervised fine-tuning from files (``rondo sft``)."""
+
+    objective: Objective = Field(default_factory=lambda: SECTIONS["sft"](name="sft"))
+
+    @model_validator(mode="after")
+    def _supervised(self) -> Self:
+        if any(term.objective.data == "pairs" or term.objective.reference for term in self.terms):
+            raise ValueError(
+                f"objective.name = {self.objective.name} is no objective for supervised fine-tuning: leave it out, or "
+                f"use `rondo offline`"
+            )
+        return self

@@ -1,0 +1,215 @@
+"""The pairs that an earlier online run was trained on, out of its ledger: sampled ids and log-probs as they were.
+
+Nothing is written and no lock is taken, so a finished run can be read from a read-only directory. The ledger holds no
+prompts: they come from the run's prompt file, which is known by name and content hash from ``run.json``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from configs.schema import Model, Prompts
+from pipelines.data.encode import check_budget, check_limits, model_encoder
+from pipelines.data.gather import Items, finish
+from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
+from pipelines.data.rules import DataError, DataRules
+from pipelines.ledger import LedgerError, RunRecord, _decode, read_record
+from pipelines.prompts import PromptError, _tokenizer, load_prompts
+from preference.pairing import MissingEos, Paired, PairingRules, Strategy, Unpaired, make_pair
+from preference.types import Candidate, CandidateGroup, Fate, JudgedGroup, Judgement, Pair, Prompt
+
+_candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
+_judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+DECODED = 64  # responses decoded to tell whether the tokenizer is the run's
+
+
+def load_run(
+    run_dir: str | Path,
+    *,
+    model_path: str,
+    prompts_path: str | Path | None = None,
+    rules: DataRules | None = None,
+    cpus: float = 1.0,
+) -> Items:
+    """The pairs of a finished run. ``prompts_path``: its training prompts; without it they are looked for by name.
+
+    Only the limits of ``rules`` apply, and nothing is cut: log-probs belong to the ids as sampled. Raises DataError
+    where the run goes on, or model or prompts are not those it was sampled with.
+    """
+    run_dir, rules = Path(run_dir), rules or DataRules()
+    record = finished_run(run_dir)
+    file = prompt_file(record, prompts_path)
+    longest = _field(record, "prompts.max_tokens")
+    settings = Prompts(train=str(file), heldout=str(file), max_tokens=int(longest))
+    try:
+        (loaded,) = load_prompts([str(file)], Model(path=model_path), settings, cpus)
+    except PromptError as error:
+        raise DataError(str(error)) from None
+    encoder = model_encoder(model_path, rules)
+    items = pairs_of_run(run_dir, record, loaded.prompts, encoder.vocab_size, rules)
+    refuse_other_tokenizer(run_dir, [i for i in items.items if isinstance(i, Pair)], _tokenizer(model_path))
+    return items
+
+
+def finished_run(run_dir: Path) -> RunRecord:
+    """``run.json`` of a run that no process works on; raises DataError otherwise."""
+    try:
+        record = read_record(run_dir)
+    except LedgerError as error:
+        raise DataError(str(error)) from None
+    if record is None:
+        raise DataError(f"{run_dir} is not a run: it has no run.json")
+    lock = run_dir / "lock"
+    if lock.is_file():
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file closes
+            except BlockingIOError:
+                owner = file.read().strip() or "another process"
+                raise DataError(f"{run_dir} is in use by {owner}: wait until the run has ended") from None
+    return record
+
+
+def prompt_file(record: RunRecord, path: str | Path | None) -> Path:
+    """The run's training prompts, told by their content hash; raises DataError where they are others."""
+    import configs
+
+    name, _, rest = _field(record, "prompts.train").rpartition(" ")
+    expected = rest.strip("()")
+    file = Path(path) if path is not None else Path(configs.__file__).parent / "prompts" / name
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()[: len(expected)]
+    except OSError as error:
+        raise DataError(f"the run's prompts {name}: {file}: {error.strerror}; give prompts_path") from None
+    if found != expected:
+        raise DataError(f"the run's prompts are {name} with hash {expected}, but {file} has hash {found}")
+    return file
+
+
+def pairs_of_run(
+    run_dir: Path, record: RunRecord, prompts: Mapping[str, Prompt], vocab_size: int, rules: DataRules
+) -> Items:
+    """Pairs of every trained step, as the loop made them; each judged prompt is counted once."""
+    events = list(_journal(run_dir / "ledger" / "steps.jsonl"))
+    trained = {r["step"] for r in events if r["event"] == "trained"}
+    recorded = {r["step"]: set(r["pairs"]) for r in events if r["event"] == "prepared"}
+    pairing = pairing_rules(record)
+    outcomes: list[Outcome] = []
+    rebuilt: dict[int, set[str]] = {step: set() for step in trained}
+    for judged in _judged(run_dir, prompts):
+        place = f"{run_dir.name}: step {judged.step}, prompt {judged.group.group.prompt.id}"
+        if judged.step not in trained or judged.step not in recorded:
+            outcomes.append(Dropped(place, Reason.NOT_TRAINED))
+            continue
+        made = make_pair(judged.group, pairing)
+        if isinstance(made, Unpaired):
+            outcomes.append(Dropped(place, REASON_OF_FATE[made.fate], "" if made.fate is Fate.TIED else made.fate))
+            continue
+        rebuilt[judged.step].add(made.pair.id)
+        outcomes.append(_within(place, made, vocab_size, rules))
+    for step, pairs in rebuilt.items():
+        if pairs != recorded.get(step, set()):
+            missing = sorted(recorded.get(step, set()) ^ pairs)
+            raise DataError(
+                f"{run_dir}: step {step} was trained on {len(recorded.get(step, ()))} pairs, {len(pairs)} are found "
+                f"again; they differ in {', '.join(missing[:3])}: the ledger or run.json was changed"
+            )
+    report = LoadReport.of(str(run_dir), "run", outcomes)
+    return finish([o for o in outcomes if isinstance(o, Kept)], report)
+
+
+def pairing_rules(record: RunRecord) -> PairingRules:
+    """How the run paired, from the fields that it recorded."""
+    strategy, missing_eos = _field(record, "pairing.strategy"), _field(record, "sampling.missing_eos")
+    if strategy not in get_args(Strategy) or missing_eos not in get_args(MissingEos):
+        raise DataError(f"run.json: pairing.strategy {strategy} or sampling.missing_eos {missing_eos} is unknown")
+    return PairingRules(
+        cast(Strategy, strategy),
+        float(_field(record, "pairing.min_margin")),
+        cast(MissingEos, missing_eos),
+        float(_field(record, "sampling.missing_eos_penalty")),
+        int(_field(record, "run.seed")),
+    )
+
+
+def refuse_other_tokenizer(run_dir: Path, pairs: list[Pair], tokenizer: Any) -> None:
+    """Raise DataError if most sampled ids do not decode to the text that was recorded with them."""
+    responses = [r for p in pairs for r in p.responses][:DECODED]
+    wrong = [r for r in responses if tokenizer.decode(list(r.token_ids), skip_special_tokens=True) != r.text]
+    if len(wrong) > len(responses) / 2:  # a few differ in bytes that are no characters
+        raise DataError(
+            f"{run_dir}: {len(wrong)} of {len(responses)} responses do not decode to their recorded text, first "
+            f"{wrong[0].id}: the run was sampled with another tokenizer; give its own model"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    step: int
+    group: JudgedGroup
+
+
+def _judged(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[_Judged]:
+    """Judged prompts in journal order. A step that was sampled again after a crash counts as it was last."""
+    candidates: dict[tuple[int, str], dict[str, Candidate]] = {}
+    judgements: dict[tuple[int, str], list[Any]] = {}
+    try:
+        for r in _journal(run_dir / "ledger" / "candidates.jsonl"):
+            step = int(r.pop("step"))
+            c = _candidate.validate_python(r, strict=False)
+            candidates.setdefault((step, c.prompt_id), {})[c.id] = c
+        for r in _journal(run_dir / "ledger" / "judgements.jsonl"):
+            judgements[int(r["step"]), r["prompt_id"]] = [_judgement.validate_python(j) for j in r["judgements"]]
+    except (ValidationError, KeyError) as error:
+        raise DataError(f"{run_dir}: the ledger is of another version of Rondo: {error}") from None
+    unknown = sorted({prompt for _, prompt in judgements if prompt not in prompts})
+    if unknown:
+        raise DataError(
+            f"{run_dir}: {len(unknown)} of its prompts are not among the prompts given: {', '.join(unknown[:5])}; "
+            f"give the run's own prompt file"
+        )
+    for (step, prompt_id), given in judgements.items():
+        ordered = tuple(sorted(candidates.get((step, prompt_id), {}).values(), key=lambda c: c.index))
+        yield _Judged(step, JudgedGroup(CandidateGroup(prompts[prompt_id], ordered), tuple(given)))
+
+
+def _journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a journal, without the torn last one that a killed process may have left."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; is this a run directory?") from None
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        record = _decode(line)
+        if record is None:
+            raise DataError(f"{path}:{number}: damaged record (checksum mismatch)")
+        yield record
+
+
+def _within(place: str, made: Paired, vocab_size: int, rules: DataRules) -> Outcome:
+    pair = made.pair
+    lengths = [len(r.token_ids) for r in pair.responses]
+    try:
+        largest = max((t for r in pair.responses for t in r.token_ids), default=0)
+        if largest >= vocab_size:
+            raise Unfit(Reason.OUT_OF_VOCABULARY, f"id {largest} >= {vocab_size}")
+        if not min(lengths):
+            raise Unfit(Reason.EMPTY_RESPONSE)
+        check_limits(len(pair.prompt.token_ids), lengths, rules)
+        check_budget(len(pair.prompt.token_ids), lengths, rules)
+    except Unfit as unfit:
+        return Dropped(place, unfit.reason, unfit.detail)
+    return Kept(place, pair)
+
+
+def _field(record: RunRecord, name: str) -> str:
+    if name not in record.fields:
+        raise DataError(f"run.json records no {name}: it is of another version of Rondo")
+    return record.fields[name]

@@ -1,0 +1,79 @@
+"""Reference scores of items: computed on the very cells the trainer will see, journaled as they arrive, never twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.runs import TrainingConfig
+from pipelines.ledger import Ledger
+from pipelines.stages import Observer, Reference
+from pipelines.timing import Stopwatch
+from preference.batching import Example, Floats, PlannedCell, example, mismatched_examples, plan
+from preference.types import Item, Scored
+
+MISMATCHED = "mismatched:"  # what journal keys of mismatched examples begin with
+
+
+class Scorer:
+    """Scores the items of a step. Without a reference pool scores are nan, and no time is spent."""
+
+    def __init__(
+        self, config: TrainingConfig, reference: Reference | None, ranks: int, ledger: Ledger, observer: Observer
+    ) -> None:
+        self._config, self._reference, self._ranks = config, reference, ranks
+        self._ledger, self._observer = ledger, observer
+
+    async def score(
+        self, step: int, items: Sequence[Item], watch: Stopwatch
+    ) -> tuple[tuple[Scored, ...], tuple[tuple[Floats, ...], ...]]:
+        """The items with their scores, and the scores of their mismatched examples where an objective wants them."""
+        if self._reference is None or not items:
+            return tuple(Scored(item, _unknown(item)) for item in items), ()
+        examples = {item.id: example(item) for item in items}
+        if any(term.objective.mismatched for term in self._config.terms):
+            others = {f"{MISMATCHED}{i}": e for i, e in enumerate(mismatched_examples(items))}
+        else:
+            others = {}
+        with watch.stage("reference") as span:
+            known = self._ledger.scores(step)
+            for group in (examples, others):
+                span.tokens += await self._missing(step, group, known, self._reference)
+        self._observer.stage(step, "reference", len(items), len(items), span.tokens)
+        return tuple(Scored(item, known[item.id]) for item in items), tuple(known[key] for key in others)
+
+    async def _missing(
+        self, step: int, examples: dict[str, Example], known: dict[str, tuple[Floats, ...]], reference: Reference
+    ) -> int:
+        """Score the cells of ``examples`` that hold anything unknown; returns the tokens computed."""
+        keys = list(examples)
+        layout = plan(list(examples.values()), self._ranks, self._config.batching.micro_batch_tokens)
+
+        async def one(cell: PlannedCell) -> int:
+            names = [keys[i] for i in cell.members]
+            if all(name in known for name in names):
+                return 0
+            logps = await reference.score(cell.packed)
+            for name, arrays in zip(names, cell.packed.split(logps), strict=True):
+                known[name] = arrays
+                self._ledger.scored(step, name, arrays)
+            return cell.packed.tokens
+
+        return sum(await asyncio.gather(*(one(cell) for cell in layout.real)))
+
+
+def _unknown(item: Item) -> tuple[Floats, ...]:
+    return tuple(np.full(len(r.token_ids), np.nan, np.float32) for r in item.responses)
+
+
+async def score_examples(
+    reference: Reference, examples: Sequence[Example], ranks: int, budget: int
+) -> list[tuple[Floats, ...]]:
+    """Reference log-probs of examples that belong to no step: one array a response."""
+    cells = plan(examples, ranks, budget).real
+    found: dict[int, tuple[Floats, ...]] = {}
+    for cell, logps in zip(cells, await asyncio.gather(*(reference.score(c.packed) for c in cells)), strict=True):
+        found |= dict(zip(cell.members, cell.packed.split(logps), strict=True))
+    return [found[i] for i in range(len(examples))]
