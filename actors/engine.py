@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.imports import lean_imports
 from actors.requests import Health, Sampled, SampleRequest
 from actors.weights import WeightFiles
 from configs.schema import Model, Sampling
@@ -40,7 +41,10 @@ class Engine(Protocol):
 class InProcessEngine:
     def __init__(self, model: Model, sampling: Sampling, seed: int, *, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import EngineArgs, LLMEngine
+        if not on_gpu:  # what vLLM compiles beside the model costs seconds at the first token and saves none
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        with lean_imports():
+            from vllm import EngineArgs, LLMEngine
 
         args = EngineArgs(
             model=model.path,

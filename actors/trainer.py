@@ -14,6 +14,7 @@ import os
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
 class ZeroTrainer:
     """One rank's share of the ZeRO-3 engine and what it can be told to do."""
 
-    def __init__(self, setup: TrainerSetup) -> None:
-        self._setup = setup
+    def __init__(self, setup: TrainerSetup, fetch: Callable[[Any], RankBatch] = ray.get) -> None:
+        """``fetch`` turns what a command says of this rank's batch into the batch."""
+        self._setup, self._fetch = setup, fetch
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(setup.seed)
         if not setup.on_gpu:
@@ -113,7 +115,7 @@ class ZeroTrainer:
 
     def _train(self, command: Train) -> TrainDone:
         started = time.monotonic()
-        batch: RankBatch = ray.get(command.batch[self._rank])
+        batch = self._fetch(command.batch[self._rank])
         lr = learning_rate(command.step, self._setup.optimizer, self._setup.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -133,7 +135,7 @@ class ZeroTrainer:
 
     def _evaluate(self, command: Evaluate) -> EvaluateDone:
         """Losses and rewards on a batch that nothing is learnt from."""
-        batch: RankBatch = ray.get(command.batch[self._rank])
+        batch = self._fetch(command.batch[self._rank])
         stats = self._observe(batch)
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
         with torch.no_grad():

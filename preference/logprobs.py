@@ -190,13 +190,13 @@ def model_inputs(packed: Packed, device: torch.device | str) -> dict[str, Any]:
     fed = iter((packed.lengths - 1).tolist())
     responses = tuple(tuple(next(fed) for _ in range(packed.responses_each)) for _ in packed.prompts)
     ids, positions = (
-        torch.from_numpy(np.pad(x, (0, padding))[None]).to(device) for x in (packed.input_ids, packed.position_ids)
+        torch.tensor(np.pad(x, (0, padding))[None], device=device) for x in (packed.input_ids, packed.position_ids)
     )
     return {
         "input_ids": ids,
         "position_ids": positions,
-        "source": torch.from_numpy(packed.source).to(device),
-        "target": torch.from_numpy(packed.target).to(device),
+        "source": torch.tensor(packed.source, device=device),  # copied: what Ray hands over is read-only
+        "target": torch.tensor(packed.target, device=device),
         "layout": Layout(packed.prompts, responses, padding),
     }
 

@@ -3,8 +3,8 @@
     python -m scripts.trl_vectors
 
 Two releases, since none has everything: 0.24 has cDPO's ``label_smoothing``, BCO's delta, the paper's alpha, XPO and
-Nash-MD, all gone since, and 1.16 the later objectives. Each gets an environment of its own under build/, made on first use,
-in which ``trl_losses.py`` computes its cases on the inputs made here.
+Nash-MD, all gone since, and 1.16 the later objectives. Each gets an environment of its own under build/, made on first
+use, in which ``trl_losses.py`` computes its cases on the inputs made here.
 """
 
 from __future__ import annotations

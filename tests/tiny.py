@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-Arch = Literal["llama", "qwen3", "gemma3"]
+Arch = Literal["llama", "qwen3", "gemma3", "gemma2"]
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the ids 0, 1 and 2
 _TEMPLATE = (
@@ -46,7 +46,7 @@ def tiny_model(out: Path, arch: Arch = "llama", seed: int = 0, *, tied: bool = T
 
 
 def _config(arch: Arch, vocabulary: int, tied: bool) -> Any:
-    from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+    from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
     shape: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -69,6 +69,10 @@ def _config(arch: Arch, vocabulary: int, tied: bool) -> Any:
             # One layer of each kind; the window is short enough to matter within a test's prompts.
             layers = ["sliding_attention", "full_attention"]
             return Gemma3TextConfig(**shape, layer_types=layers, sliding_window=8, query_pre_attn_scalar=32)
+        case "gemma2":
+            layers = ["sliding_attention", "full_attention"]
+            caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+            return Gemma2Config(**shape, **caps, layer_types=layers, sliding_window=8, query_pre_attn_scalar=32)
 
 
 def _tokenizer() -> Any:

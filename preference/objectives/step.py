@@ -65,15 +65,15 @@ def cell_sums(cell: Cell, logps: Tensor) -> CellSums | None:
     """The cell's sums for ``assemble``; None for a filler."""
     if not cell.weights.any():
         return None
-    lengths = torch.from_numpy(cell.packed.lengths)
+    lengths = torch.tensor(cell.packed.lengths)
     return CellSums(
-        torch.from_numpy(cell.items),
+        torch.tensor(cell.items),
         sum_by_sequence(logps.detach().cpu().double(), lengths),
-        sum_by_sequence(torch.from_numpy(cell.reference).double(), lengths),
+        sum_by_sequence(torch.tensor(cell.reference).double(), lengths),
         lengths,
-        torch.from_numpy(cell.desirable),
-        torch.from_numpy(cell.probability).double(),
-        torch.from_numpy(cell.from_reference),
+        torch.tensor(cell.desirable),
+        torch.tensor(cell.probability).double(),
+        torch.tensor(cell.from_reference),
     )
 
 
@@ -81,8 +81,8 @@ def mismatched_ratios(cell: Mismatched, logps: Tensor) -> Tensor:
     """[S] log-ratios of the cell's mismatched responses, fp64 on the CPU; empty for a filler."""
     if not cell.weights.any():
         return torch.zeros(0, dtype=torch.float64)
-    difference = logps.detach().cpu().double() - torch.from_numpy(cell.reference).double()
-    return sum_by_sequence(difference, torch.from_numpy(cell.packed.lengths))
+    difference = logps.detach().cpu().double() - torch.tensor(cell.reference).double()
+    return sum_by_sequence(difference, torch.tensor(cell.packed.lengths))
 
 
 def assemble(parts: Sequence[CellSums], mismatched: Sequence[Tensor], data: str) -> Observed:
@@ -130,16 +130,16 @@ class _Responses:
 
 def _responses(cell: Cell, logps: Tensor, collision: Tensor) -> _Responses:
     device = logps.device
-    lengths = torch.from_numpy(cell.packed.lengths).to(device)
-    reference = torch.from_numpy(cell.reference).to(device, logps.dtype)
+    lengths = torch.tensor(cell.packed.lengths).to(device)
+    reference = torch.tensor(cell.reference).to(device, logps.dtype)
     collision = collision if len(collision) else torch.full_like(reference, float("nan"))
-    weights = torch.from_numpy(cell.weights).to(device, logps.dtype)
+    weights = torch.tensor(cell.weights).to(device, logps.dtype)
     each = cell.packed.responses_each
     return _Responses(
         Tokens(logps, reference, collision, lengths),
         sum_by_sequence(logps, lengths),
         sum_by_sequence(reference, lengths),
-        torch.from_numpy(cell.desirable).to(device),
+        torch.tensor(cell.desirable).to(device),
         weights.repeat_interleave(each),
         weights,
         each,
@@ -161,16 +161,16 @@ def _pair_logps(cell: Cell, r: _Responses) -> PairLogps:
         rejected_ref=r.reference[1::2],
         chosen_len=chosen_len,
         rejected_len=rejected_len,
-        probability=torch.from_numpy(cell.probability).to(device, r.policy.dtype),
-        from_reference=torch.from_numpy(cell.from_reference).to(device),
-        index=torch.from_numpy(cell.items).to(device),
+        probability=torch.tensor(cell.probability).to(device, r.policy.dtype),
+        from_reference=torch.tensor(cell.from_reference).to(device),
+        index=torch.tensor(cell.items).to(device),
         chosen_tokens=tokens(owner_is_chosen, chosen_len),
         rejected_tokens=tokens(~owner_is_chosen, rejected_len),
     )
 
 
 def _label_logps(cell: Cell, r: _Responses) -> LabelLogps:
-    first = torch.from_numpy(cell.items).to(r.policy.device) * r.each
+    first = torch.tensor(cell.items).to(r.policy.device) * r.each
     index = (first[:, None] + torch.arange(r.each, device=first.device)).flatten()
     return LabelLogps(
         policy=r.policy,
@@ -233,7 +233,7 @@ def _reported(cell: Cell, r: _Responses, first: Term) -> dict[str, Tensor]:
             sums |= {f"{name}_{side}": torch.where(present, v, 0).sum() for name, v in shown.items()}
         won = (reward[0::2] > reward[1::2]).double() if r.each == 2 else torch.full_like(r.item_weights, float("nan"))
         sums["accuracies"] = torch.where(r.item_weights > 0, won, 0).sum()
-        sampler = torch.from_numpy(cell.sampler).to(r.policy.device)
+        sampler = torch.tensor(cell.sampler).to(r.policy.device)
         counted = r.weights.repeat_interleave(length).bool() & sampler.isfinite()
         sums["mismatch"] = torch.where(counted, (r.tokens.policy - sampler).abs(), 0).sum()
         sums["sampled_tokens"] = counted.sum()

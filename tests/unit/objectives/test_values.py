@@ -227,11 +227,12 @@ def test_beta_dpo_leaves_out_the_outlier():
 
 
 def test_beta_dpo_draws_by_weight():
-    """Over many steps a pair one deviation off is kept less often than one in the middle, by about exp(-1/2)."""
-    batch = pairs([0.0, 1.0], [0.0] * 2, [0.0] * 2, [0.0] * 2)
+    """One pair of twenty is kept; one weighs 1, nineteen are two deviations off and weigh exp(-2)."""
+    batch = pairs([0.0] + [2.0] * 19, [0.0] * 20, [0.0] * 20, [0.0] * 20)
     kept = 0
     for step in range(2000):
-        stats = observe("beta_dpo", batch, BetaDpoStats(0.0, 1.0, float(step), 0.1, torch.empty(0)),
-                        momentum=0.9999, filtered=0.5)  # fmt: skip
-        kept += stats.weights[0].item() == 2.0
-    assert kept / 2000 == pytest.approx(1 / (1 + exp(-0.5)), abs=0.03)
+        before = BetaDpoStats(0.0, 1.0, float(step), 0.1, torch.empty(0))
+        weights = observe("beta_dpo", batch, before, momentum=0.999999, filtered=0.95).weights
+        assert sorted(weights.tolist()) == [0.0] * 19 + [20.0]
+        kept += weights[0].item() == 20.0
+    assert kept / 2000 == pytest.approx(1 / (1 + 19 * exp(-2)), abs=0.03)
