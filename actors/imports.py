@@ -7,20 +7,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OPTIONAL = ("sklearn", "scipy", "cv2", "opentelemetry", "mlflow")
+OPTIONAL = ("sklearn", "scipy", "cv2", "mlflow")
 """What Transformers, vLLM, DeepSpeed and NLTK import where it is installed, for features that no stage uses: assisted
-decoding, object detection, video, tracing, autotuning, a wrapper of classifiers."""
+decoding, object detection, video, autotuning, a wrapper of classifiers."""
 
 
 @contextmanager
-def lean_imports() -> Iterator[None]:
-    """Import libraries in the block as if ``OPTIONAL`` were not installed, and without garbage collection.
+def lean_imports(*needed: str) -> Iterator[None]:
+    """Import libraries in the block as if ``OPTIONAL``, but for ``needed``, were not installed, and collect no garbage.
 
     None in ``sys.modules`` is Python's own sign for a module that is not there. Libraries that ask for one in the block
     take it for missing in this process from then on; after it, everything can be imported again. Modules are never
-    garbage: collecting among hundreds of thousands of their new objects is a third of an import, so they are frozen.
+    garbage: collecting among hundreds of thousands of their new objects is a quarter of an import, so they are frozen.
     """
-    hidden = [name for name in OPTIONAL if name not in sys.modules]
+    hidden = [name for name in OPTIONAL if name not in sys.modules and name not in needed]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     collecting = gc.isenabled()
     gc.disable()

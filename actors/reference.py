@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from configs.schema import Batching, Model
 from preference.batching import Packed
 from preference.logprobs import LogProbModel, model_inputs
 from preference.types import Version
+
+
+_RESTARTS = 3
 
 
 class ReferenceActor:
@@ -59,8 +63,9 @@ class ReferenceActor:
         writer.add({n: self._exact.get(n, p).detach().cpu() for n, p in self._model.lm.named_parameters()})
         writer.finish()
 
-    def ready(self) -> bool:
-        return True
+    def pid(self) -> int:
+        """The process it runs in; answering means that it is up."""
+        return os.getpid()
 
 
 class ReferencePool:
@@ -68,10 +73,12 @@ class ReferencePool:
 
     def __init__(self, config: TrainingConfig, log_dir: Path) -> None:
         group = config.resources.reference
+        # A frozen model comes back as it was; one that had been moved would come back as the wrong reference.
+        restarts = _RESTARTS if config.reference.refresh == "fixed" else 0
         remote: Any = ray.remote(ReferenceActor)
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
         self._actors = [
-            remote.options(**actor_options(group)).remote(
+            remote.options(max_restarts=restarts, max_task_retries=restarts, **actor_options(group)).remote(
                 config.model, config.batching, group.threads, group.gpus > 0, str(log_dir / f"reference-{i}.log")
             )
             for i in range(group.actors)
@@ -80,7 +87,7 @@ class ReferencePool:
 
     async def ready(self) -> None:
         for i, actor in enumerate(self._actors):
-            await remote_call(actor.ready.remote(), who=f"reference actor {i} (starting)", seconds=self._start_s)
+            await remote_call(actor.pid.remote(), who=f"reference actor {i} (starting)", seconds=self._start_s)
 
     async def score(self, packed: Packed) -> NDArray[np.float32]:
         """Reference log-probs [N] of ``packed.target``, on whichever actor is free."""

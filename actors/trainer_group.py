@@ -76,9 +76,9 @@ class TrainerGroup:
         stream: Any = CommandStream
         run: Any = TrainRun
         self._stream: Any = stream.remote(group.actors)
-        self._run: Any = run.options(runtime_env={"env_vars": quiet_env()}).remote(
-            str(run_dir / "logs" / "train-run.log")
-        )
+        # Nothing here listens to warnings of preemption: a process less.
+        env = {**quiet_env(), "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        self._run: Any = run.options(runtime_env={"env_vars": env}).remote(str(run_dir / "logs" / "train-run.log"))
         setup = TrainerSetup(
             model=config.model,
             objective=config.objective,

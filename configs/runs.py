@@ -133,6 +133,18 @@ class RunConfig(TrainingConfig):
                 f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
                 f"raise batching.micro_batch_tokens to {row}"
             )
+        for term in self.terms:
+            if term.objective.reference_samples:
+                raise ValueError(
+                    f"objective.name = {term.objective.name} learns from pairs of which the reference wrote a response, "
+                    f"but every candidate of this run is the policy's own: choose another objective, or train from a "
+                    f"file that names the writer (`rondo offline`)"
+                )
+            if term.objective.mismatched and self.sampling.prompts_per_step < 2:
+                raise ValueError(
+                    f"objective.name = {term.objective.name} compares prompts with other prompts' responses, but "
+                    f"sampling.prompts_per_step = {self.sampling.prompts_per_step}: raise it to 2 or more"
+                )
         if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
@@ -150,6 +162,12 @@ class OfflineConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        for term in self.terms:
+            if term.objective.mismatched and self.data.batch_size < 2:
+                raise ValueError(
+                    f"objective.name = {term.objective.name} compares prompts with other prompts' responses, but "
+                    f"data.batch_size = {self.data.batch_size}: raise it to 2 or more"
+                )
         longest = self.data.max_prompt_tokens + 2 * self.data.max_response_tokens
         if longest > self.batching.micro_batch_tokens:
             raise ValueError(

@@ -158,6 +158,13 @@ def refuse_unfit_items(config: TrainingConfig, loaded: Items) -> None:
                 f"objective {term.objective.name} learns from pairs, but {loaded.report.source} holds {loaded.kind}: "
                 f"use objective.name=kto for labelled responses or objective.name=sft for demonstrations"
             )
+        if term.objective.reference_samples and not any(
+            r.player == "reference" for item in loaded.items for r in item.responses
+        ):
+            raise ConfigError(
+                f"objective {term.objective.name} learns from pairs of which the reference wrote a response, and "
+                f"{loaded.report.source} names none: mark the writer of responses, or use objective.name=dpo"
+            )
 
 
 async def after_sft(config: C, session: Session) -> C:

@@ -6,13 +6,12 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.pool import ActorPool, actor_options, remote_call
 from actors.quiet import redirect_output
-from configs.runs import RunConfig
 from configs.schema import RuleJudge
 from preference.types import (
     CandidateGroup,
@@ -25,6 +24,9 @@ from preference.types import (
     Rating,
     content_id,
 )
+
+if TYPE_CHECKING:  # it knows the objectives and so imports torch, which no judge process needs
+    from configs.runs import RunConfig
 
 Rule = Callable[[Prompt, Sequence[str]], Sequence[float]]
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from actors.imports import lean_imports
 from preference.types import Prompt
 
 NEEDS_DOWNLOAD = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
@@ -78,7 +79,8 @@ def _vader() -> Callable[[str], float]:
 
 @lru_cache(maxsize=1)
 def _pattern() -> Callable[[str], float]:
-    from textblob.en.sentiments import PatternAnalyzer
+    with lean_imports():
+        from textblob.en.sentiments import PatternAnalyzer
 
     analyzer = PatternAnalyzer()
     return lambda text: float(analyzer.analyze(text).polarity)

@@ -145,6 +145,7 @@ class Objective:
     initial: Any  # stats before the first step
     mismatched: bool  # ``observe`` wants log-ratios of mismatched prompts and responses
     collision: bool  # ``loss`` wants ``Tokens.collision``
+    reference_samples: bool  # learns only from pairs of which the reference wrote a response
 
 
 REGISTRY: dict[str, Objective] = {}
@@ -163,6 +164,7 @@ def objective(
     initial: Any = None,
     mismatched: bool = False,
     collision: bool = False,
+    reference_samples: bool = False,
 ) -> Callable[[Loss], Loss]:
     """Register a loss function under ``name``; returns it unchanged, so tests call it directly."""
 
@@ -171,7 +173,18 @@ def objective(
             raise ValueError(f"objective {name!r} is defined twice")
         shown: Reward = reward or ("ratio" if reference else "logp")
         REGISTRY[name] = Objective(
-            name, loss, paper, data, reference, shown, normaliser, observe, initial, mismatched, collision
+            name,
+            loss,
+            paper,
+            data,
+            reference,
+            shown,
+            normaliser,
+            observe,
+            initial,
+            mismatched,
+            collision,
+            reference_samples,
         )
         return loss
 

@@ -25,7 +25,7 @@ def sppo(logps: PairLogps, stats: None, *, beta: Beta = 1e-3, hard: Hard = False
     return (logps.chosen_ratio - target) ** 2 + (logps.rejected_ratio + target) ** 2, {}
 
 
-@objective("xpo", paper="2405.21046")
+@objective("xpo", paper="2405.21046", reference_samples=True)
 def xpo(logps: PairLogps, stats: None, *, beta: Beta = 0.1, alpha: Optimism = 1e-5) -> tuple[Tensor, Figures]:
     """Exploratory Preference Optimization, [P] (Xie et al., arXiv 2405.21046, algorithm 1).
 
