@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from preference.objectives.step import StepSize
+from preference.batching import StepSize
 from preference.reports import TrainMetrics
 from preference.types import Version
 

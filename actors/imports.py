@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 OPTIONAL = ("sklearn", "scipy", "cv2", "mlflow")
 """What Transformers, vLLM, DeepSpeed and NLTK import where it is installed, for features that no stage uses: assisted
@@ -28,8 +31,20 @@ def lean_imports(*needed: str) -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # so that what checks for leaks at the very end finds none
         if collecting:
             gc.enable()
         for name in hidden:
             if name in sys.modules and sys.modules[name] is None:
                 del sys.modules[name]
+
+
+def operators_of_this_environment() -> None:
+    """Have DeepSpeed keep its compiled operators in the environment that compiled them, and find ninja there.
+
+    In the one folder that all environments of a person share by default, each would take what another compiled for out
+    of date, and compile it anew for a minute.
+    """
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))

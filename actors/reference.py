@@ -12,6 +12,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from actors.imports import lean_imports
 from actors.pool import ActorPool, actor_options, remote_call
 from actors.quiet import redirect_output
 from actors.weights import WeightFiles, WeightWriter
@@ -21,7 +22,6 @@ from preference.batching import Packed
 from preference.logprobs import LogProbModel, model_inputs
 from preference.types import Version
 
-
 _RESTARTS = 3
 
 
@@ -30,7 +30,8 @@ class ReferenceActor:
 
     def __init__(self, model: Model, batching: Batching, threads: int, on_gpu: bool, log_file: str) -> None:
         redirect_output(Path(log_file))
-        from transformers import AutoModelForCausalLM
+        with lean_imports():
+            from transformers import AutoModelForCausalLM
 
         if not on_gpu:
             torch.set_num_threads(threads)
@@ -77,6 +78,7 @@ class ReferencePool:
         restarts = _RESTARTS if config.reference.refresh == "fixed" else 0
         remote: Any = ray.remote(ReferenceActor)
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
+        self.version = "initial"
         self._actors = [
             remote.options(max_restarts=restarts, max_task_retries=restarts, **actor_options(group)).remote(
                 config.model, config.batching, group.threads, group.gpus > 0, str(log_dir / f"reference-{i}.log")
@@ -97,11 +99,13 @@ class ReferencePool:
     async def refresh(self, directory: str, alpha: float) -> None:
         """Every actor moves its reference towards the published weights in ``directory``, alike."""
         await self._everywhere("refreshing", lambda actor: actor.refresh.remote(directory, alpha))
+        self.version = str(WeightFiles.open(Path(directory)).version)
 
-    async def save(self, directory: str, version: Version) -> None:
-        """Write the present reference (the same on every actor) into ``directory``, complete-then-marked."""
-        ref = self._actors[0].save.remote(directory, version)
-        await remote_call(ref, who="reference actor 0 (saving)", seconds=self._call_s)
+    async def save(self, directory: str) -> None:
+        """Write the present reference (the same on every actor) into ``directory``; the initial one is not written."""
+        if self.version != "initial":
+            ref = self._actors[0].save.remote(directory, Version.parse(self.version))
+            await remote_call(ref, who="reference actor 0 (saving)", seconds=self._call_s)
 
     async def load(self, directory: str) -> None:
         """Go on with a reference that ``save`` wrote."""

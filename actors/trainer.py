@@ -42,9 +42,9 @@ from actors.quiet import redirect_output
 from actors.weights import WeightWriter
 from actors.zero import TrainerSetup, buckets, build_engine, check_architecture
 from configs.schema import Optimizer
-from preference.batching import Packed, RankBatch
+from preference.batching import Packed, RankBatch, StepSize
 from preference.logprobs import model_inputs
-from preference.objectives.step import StepSize, assemble, cell_loss, cell_sums, mismatched_ratios
+from preference.objectives.step import assemble, cell_loss, cell_sums, mismatched_ratios
 from preference.reports import TrainMetrics
 
 

@@ -28,7 +28,6 @@ from actors.trainer import train_worker
 from actors.zero import TrainerSetup
 from configs.runs import TrainingConfig
 from preference.batching import Batch
-from preference.objectives.step import StepSize
 from preference.reports import TrainMetrics
 from preference.types import Version
 
@@ -110,12 +109,12 @@ class TrainerGroup:
         return nodes
 
     async def train(self, step: int, batch: Batch) -> TrainDone:
-        done = await self._do(Train(step, self._shares(batch), _size(batch), batch.waiting))
+        done = await self._do(Train(step, self._shares(batch), batch.size, batch.waiting))
         assert isinstance(done, TrainDone)
         return done
 
     async def evaluate(self, batch: Batch) -> TrainMetrics:
-        done = await self._do(Evaluate(self._shares(batch), _size(batch)))
+        done = await self._do(Evaluate(self._shares(batch), batch.size))
         assert isinstance(done, EvaluateDone)
         return done.metrics
 
@@ -149,7 +148,3 @@ class TrainerGroup:
         finally:
             ray.kill(self._run, no_restart=True)
             ray.kill(self._stream, no_restart=True)
-
-
-def _size(batch: Batch) -> StepSize:
-    return StepSize(batch.items, batch.desirable_tokens)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actors.imports import lean_imports, operators_of_this_environment
 from configs.objectives import Objective
 from configs.schema import Batching, LoRA, Model, Optimizer
 from preference.logprobs import LogProbModel, self_test
@@ -36,12 +34,11 @@ class TrainerSetup:
 
 def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
     """A ZeRO-3 engine over the policy: compute in the model's dtype, fp32 master weights, dropout off."""
-    # DeepSpeed compiles its operators with the ninja on the PATH. Another ninja than the environment's own, where that
-    # is not activated, is missing or takes what is built for out of date.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    operators_of_this_environment()
+    with lean_imports():
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations import HfDeepSpeedConfig
 
     config = zero_config(setup)
     buffers = _true_buffers(setup.model)
@@ -199,7 +196,8 @@ def zero_config(setup: TrainerSetup) -> dict[str, Any]:
 
 def check_architecture(model: Model, chunk: int) -> float:
     """Run ``self_test`` on a shallow random fp32 copy of the architecture; raises where it cannot be packed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with lean_imports():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model.path)
     text = config.get_text_config()

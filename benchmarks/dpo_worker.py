@@ -22,7 +22,6 @@ from configs.objectives import SECTIONS
 from configs.schema import Batching, Model, Optimizer
 from preference.batching import Example, collate, example, pack, plan
 from preference.logprobs import LogProbModel, model_inputs
-from preference.objectives.step import StepSize
 from preference.types import Pair, Prompt, Scored, Written, content_id
 
 BUDGET = 640
@@ -90,12 +89,11 @@ def main(settings: dict[str, Any]) -> None:
     for number, step in enumerate(scored):
         batch = collate(step, world, BUDGET)
         shares = tuple(batch.rank(r) for r in range(world))
-        size = StepSize(batch.items, batch.desirable_tokens)
         if number <= 1:
             peak.reset()
         dist.barrier()
         at = time.monotonic()
-        done: Any = trainer.execute(Train(number + 1, shares, size, batch.waiting))
+        done: Any = trainer.execute(Train(number + 1, shares, batch.size, batch.waiting))
         dist.barrier()
         if number == 0:
             base = peak.megabytes()

@@ -1,10 +1,10 @@
 """The trainer beside TRL 1.16's DPOTrainer: pairs with UltraFeedback's lengths, scaled down; speed and peak memory.
 
 Both sides: SmolLM2-135M, the same pairs in the same steps, references computed beforehand, DPO with beta 0.1, AdamW
-with fp32 master weights and bf16 compute, every core. Rondo's trainer runs as two ZeRO-3 ranks of one thread (as under Ray
-Train), TRL as one process of as many threads as there are cores, in its best batch size of those tried. TRL's pure bf16
-mode, whose updates are rounded to bf16, is shown beside. Within a step TRL gets the pairs sorted by length, so that it
-pads as little as it can.
+with fp32 master weights and bf16 compute, every core. Rondo's trainer runs as two ZeRO-3 ranks of one thread, TRL as
+one process of as many threads as there are cores, in its best batch size of those tried. TRL's pure bf16 mode, whose
+updates are rounded to bf16, is shown beside. Within a step TRL gets the pairs sorted by length, so that it pads as
+little as it can.
 
 Memory is the peak of a real step above the peak of a step on a few tokens (weights, gradients, optimizer), summed over
 processes. Repetitions alternate; medians count. The same engine also computes the same responses packed without sharing

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.runs import TrainingConfig
+from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -48,6 +48,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"config file {path} must hold a mapping of sections, found {type(raw).__name__}")
     return raw
+
+
+def config_kind(path: str | Path) -> type[TrainingConfig]:
+    """What a configuration file is for: data from files, or sampled online."""
+    raw = read_yaml(path)
+    if "data" not in raw:
+        return RunConfig
+    objective = raw.get("objective")
+    supervised = isinstance(objective, dict) and objective.get("name") == "sft"
+    return SftConfig if supervised else OfflineConfig
 
 
 def validate(kind: type[C], raw: Mapping[str, Any]) -> C:
@@ -92,7 +102,8 @@ def scientific(config: TrainingConfig) -> dict[str, str]:
     fields = {k: v for k, v in flatten(config).items() if not k.startswith(_ATTEMPT_FIELDS)}
     for key in [k for k in fields if k.endswith(INPUT_FILES) and fields[k]]:
         path = Path(fields[key])
-        content = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "absent"
+        content_file = path / "run.json" if path.is_dir() else path  # a run's directory may be data, too
+        content = hashlib.sha256(content_file.read_bytes()).hexdigest()[:12] if content_file.is_file() else "absent"
         fields[key] = f"{path.name} ({content})"
     return fields
 
@@ -125,7 +136,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 # Relative inputs belong to the YAML's own folder, wherever the command is started.
-INPUT_FILES = ("prompts.train", "prompts.heldout", "data.train", "data.heldout")
+INPUT_FILES = ("prompts.train", "prompts.heldout", "data.train", "data.heldout", "data.prompts")
 _INPUT_PATHS = ("model.path", *INPUT_FILES, "sft.data.train", "sft.data.heldout")
 
 

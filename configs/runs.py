@@ -136,9 +136,9 @@ class RunConfig(TrainingConfig):
         for term in self.terms:
             if term.objective.reference_samples:
                 raise ValueError(
-                    f"objective.name = {term.objective.name} learns from pairs of which the reference wrote a response, "
-                    f"but every candidate of this run is the policy's own: choose another objective, or train from a "
-                    f"file that names the writer (`rondo offline`)"
+                    f"objective.name = {term.objective.name} learns from pairs of which the reference wrote a "
+                    f"response, but every candidate of this run is the policy's own: choose another, or train "
+                    f"from a file that names the writer (`rondo offline`)"
                 )
             if term.objective.mismatched and self.sampling.prompts_per_step < 2:
                 raise ValueError(

@@ -194,6 +194,8 @@ class Data(Section):
     """File of pairs, labelled responses or demonstrations (JSONL, JSON, Parquet), or an online run's directory."""
     heldout: str = ""
     """File of held-out items for loss and accuracy; empty: ``heldout_share`` of ``train``."""
+    prompts: str = ""
+    """Where ``train`` is a run's directory: the prompts it was sampled from, if they are not the shipped ones."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of ``train`` that is held out instead, drawn by the seed."""
     format: Literal["auto", "pairs", "labels", "sft", "argilla", "label_studio"] = "auto"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from configs.loading import ConfigError, load_config, read_yaml
+from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -91,15 +91,28 @@ def evaluate(model: str, against: str, config: str, overrides: tuple[str, ...]) 
 
 @main.command()
 @click.argument("run", metavar="RUN")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
+def pairs(run: str, file: str, root: str) -> None:
+    """Write the preference pairs that RUN was trained on to FILE, a line each, as `rondo offline` reads them."""
+    from pipelines.data import write_pairs
+
+    try:
+        click.echo(f"{write_pairs(_run_dir(run, root), Path(file))} pairs written to {file}")
+    except Exception as error:
+        _stop(error)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
 @click.argument("directory", type=click.Path(file_okay=False))
 @click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
 def export(run: str, directory: str, root: str) -> None:
     """Write RUN's model (final, or of its newest checkpoint) to DIRECTORY as a Hugging Face model."""
     from pipelines.export import export_run
 
-    run_dir = Path(run) if Path(run).is_dir() else Path(root).expanduser() / run
     try:
-        click.echo(f"exported to {export_run(run_dir, Path(directory))}")
+        click.echo(f"exported to {export_run(_run_dir(run, root), Path(directory))}")
     except Exception as error:
         _stop(error)
 
@@ -114,6 +127,11 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
     sys.exit(examine(_load(_kind(config), config, overrides)))
 
 
+def _run_dir(run: str, root: str) -> Path:
+    """RUN as people give it: a directory, or a run's name."""
+    return Path(run) if Path(run).is_dir() else Path(root).expanduser() / run
+
+
 def _load(kind: type[C], config: str, overrides: tuple[str, ...]) -> C:
     try:
         return load_config(kind, config, overrides)
@@ -121,10 +139,9 @@ def _load(kind: type[C], config: str, overrides: tuple[str, ...]) -> C:
         _stop(error)
 
 
-def _kind(config: str) -> type[RunConfig] | type[OfflineConfig]:
-    """What a configuration file is for: files as data make it offline."""
+def _kind(config: str) -> type[TrainingConfig]:
     try:
-        return OfflineConfig if "data" in read_yaml(config) else RunConfig
+        return config_kind(config)
     except ConfigError as error:
         _stop(error)
 

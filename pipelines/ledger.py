@@ -120,10 +120,10 @@ class Ledger:
             name: Journal(run_dir / "ledger" / f"{name}.jsonl")
             for name in ("candidates", "judgements", "scores", "steps", "evals")
         }
-        self._known_scores: dict[int, dict[str, Scores]] = {}
-        for r in self._journals["scores"]:
-            arrays = tuple(np.array(a, np.float32) for a in r["reference"])
-            self._known_scores.setdefault(r["step"], {})[r["item"]] = arrays
+        self._scores: dict[tuple[str, str], Scores] = {
+            (r["reference"], r["item"]): tuple(np.array(a, np.float32) for a in r["scores"])
+            for r in self._journals["scores"]
+        }
 
     # -- what stages leave behind ---------------------------------------------------------------------------------
 
@@ -140,10 +140,11 @@ class Ledger:
                 }
             )
 
-    def scored(self, step: int, key: str, reference: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> None:
-        """Journal the reference's log-probs of an item as soon as they are there."""
-        self._journals["scores"].append({"step": step, "item": key, "reference": [a.tolist() for a in reference]})
+    def scored(self, reference: str, key: str, scores: Scores) -> None:
+        """Journal an item's log-probs by the ``reference`` of that version as soon as they are there."""
+        self._journals["scores"].append({"reference": reference, "item": key, "scores": [a.tolist() for a in scores]})
         self._journals["scores"].flush()
+        self._scores[reference, key] = scores
 
     def prepared(self, step: int, items: Sequence[str]) -> None:
         """Mark the step's data complete, its items by id: it can be replayed from here on."""
@@ -187,9 +188,9 @@ class Ledger:
         """The steps whose data is complete."""
         return {r["step"] for r in self._journals["steps"] if r["event"] == "prepared"}
 
-    def scores(self, step: int) -> dict[str, Scores]:
-        """Journaled reference log-probs of ``step``'s items by key, of earlier attempts and of this one."""
-        return dict(self._known_scores.get(step, {}))
+    def scores(self, reference: str, key: str) -> Scores | None:
+        """An item's journaled log-probs by that version of the reference, of this attempt or an earlier one."""
+        return self._scores.get((reference, key))
 
     def evaluation(self, step: int, prompts: Mapping[str, Prompt]) -> list[CandidateGroup]:
         """Journaled held-out answers of ``step``; empty where there are none."""

@@ -134,6 +134,6 @@ class Loop:
         directory = checkpoint_dir(self._ledger.run_dir, step)
         with watch.stage("checkpoint"):
             if self._stages.reference is not None and self._config.reference.refresh != "fixed":
-                await self._stages.reference.save(str(directory / "reference"), self.version)
+                await self._stages.reference.save(str(directory / "reference"))
             await self._stages.trainer.checkpoint(step, directory)
         prune_checkpoints(self._ledger.run_dir, checkpoint.keep)

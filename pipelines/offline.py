@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from configs.loading import ConfigError
-from configs.objectives import SECTIONS
-from configs.runs import OfflineConfig, RunConfig, TrainingConfig
+from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
 from configs.schema import Data, RunDirectory
 from pipelines.data import DataRules, Items, load_items, split
 from pipelines.doctor import refuse_unfit
@@ -28,7 +28,7 @@ from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Observer, Prepared, Source, Trainer
 from pipelines.timing import Stopwatch
 from preference.batching import collate
-from preference.types import Fate, Item, Version
+from preference.types import Fate, Item, Labelled, Pair, Version
 
 C = TypeVar("C", RunConfig, OfflineConfig)
 
@@ -144,9 +144,19 @@ def _load(config: OfflineConfig, path: str, progress: Progress) -> Items:
         max_response_tokens=data.max_response_tokens,
         max_item_tokens=config.batching.micro_batch_tokens,
     )
-    loaded = load_items(path, model_path=config.model.path, rules=rules, cpus=config.resources.data_cpus)
+    loaded = load_items(
+        path,
+        model_path=config.model.path,
+        rules=rules,
+        cpus=config.resources.data_cpus,
+        prompts_path=data.prompts or None,
+    )
     for line in loaded.report.lines():
         progress.message(line)
+    if isinstance(config, SftConfig) and loaded.kind == "pairs":
+        progress.message("  supervised fine-tuning takes the chosen responses")
+        chosen = tuple(Labelled(i.id, i.prompt, i.chosen, True) for i in loaded.items if isinstance(i, Pair))
+        return replace(loaded, items=chosen, kind="labels")
     return loaded
 
 
@@ -179,17 +189,16 @@ async def after_sft(config: C, session: Session) -> C:
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
 
 
-def sft_config(config: RunConfig | OfflineConfig, run_dir: Path) -> OfflineConfig:
+def sft_config(config: RunConfig | OfflineConfig, run_dir: Path) -> SftConfig:
     """The ``sft:`` section as a run of its own inside ``run_dir``."""
     assert config.sft is not None
     tracking = config.tracking
     uri = tracking.uri or f"sqlite:///{Path(config.run.root) / 'mlflow.db'}"
-    return OfflineConfig(
+    return SftConfig(
         run=RunDirectory(
             name="sft", root=str(run_dir), seed=config.run.seed, min_free_disk_gb=config.run.min_free_disk_gb
         ),
         model=config.model,
-        objective=SECTIONS["sft"](name="sft"),
         optimizer=config.sft.optimizer,
         data=config.sft.data,
         batching=config.batching,

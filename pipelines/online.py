@@ -141,14 +141,14 @@ async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) 
 
 
 async def _online(config: RunConfig, session: Session) -> None:
-    # Every actor starts at once; prompts are read and tokenised while engines come up.
+    # Every actor starts at once, the trainer's long chain of processes first; prompts are read meanwhile.
     log_dir = session.log_dir
+    trainer = session.trainer(config, config.run.steps)
     sampler = SamplerPool(config, log_dir)
     judges = [RuleJudgePool(config.judge, config, log_dir, "judge")]
     if config.evaluation.judge is not None:
         judges.append(RuleJudgePool(config.evaluation.judge, config, log_dir, "second-judge"))
     reference = session.reference(config)
-    trainer = session.trainer(config, config.run.steps)
     try:
         session.progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
         prompts, heldout_prompts, too_long = await asyncio.to_thread(load_all_prompts, config)

@@ -12,9 +12,9 @@ from pipelines.ledger import Ledger
 from pipelines.stages import Observer, Reference
 from pipelines.timing import Stopwatch
 from preference.batching import Example, Floats, PlannedCell, example, mismatched_examples, plan
-from preference.types import Item, Scored
+from preference.types import Item, Scored, content_id
 
-MISMATCHED = "mismatched:"  # what journal keys of mismatched examples begin with
+MISMATCHED = "mismatched"  # part of the journal keys of mismatched examples
 
 
 class Scorer:
@@ -33,21 +33,23 @@ class Scorer:
         if self._reference is None or not items:
             return tuple(Scored(item, _unknown(item)) for item in items), ()
         examples = {item.id: example(item) for item in items}
+        others: dict[str, Example] = {}
         if any(term.objective.mismatched for term in self._config.terms):
-            others = {f"{MISMATCHED}{i}": e for i, e in enumerate(mismatched_examples(items))}
-        else:
-            others = {}
+            others = {content_id(MISMATCHED, e.prompt, e.responses): e for e in mismatched_examples(items)}
         with watch.stage("reference") as span:
-            known = self._ledger.scores(step)
-            for group in (examples, others):
-                span.tokens += await self._missing(step, group, known, self._reference)
+            known, span.tokens = await self._known(examples, self._reference)
+            more, tokens = await self._known(others, self._reference)
+            span.tokens += tokens
         self._observer.stage(step, "reference", len(items), len(items), span.tokens)
-        return tuple(Scored(item, known[item.id]) for item in items), tuple(known[key] for key in others)
+        return tuple(Scored(item, known[item.id]) for item in items), tuple(more[key] for key in others)
 
-    async def _missing(
-        self, step: int, examples: dict[str, Example], known: dict[str, tuple[Floats, ...]], reference: Reference
-    ) -> int:
-        """Score the cells of ``examples`` that hold anything unknown; returns the tokens computed."""
+    async def _known(
+        self, examples: dict[str, Example], reference: Reference
+    ) -> tuple[dict[str, tuple[Floats, ...]], int]:
+        """Scores of ``examples``, and the tokens it took: only cells that hold anything unknown are computed."""
+        version = reference.version
+        found = {key: self._ledger.scores(version, key) for key in examples}
+        known = {key: scores for key, scores in found.items() if scores is not None}
         keys = list(examples)
         layout = plan(list(examples.values()), self._ranks, self._config.batching.micro_batch_tokens)
 
@@ -58,10 +60,10 @@ class Scorer:
             logps = await reference.score(cell.packed)
             for name, arrays in zip(names, cell.packed.split(logps), strict=True):
                 known[name] = arrays
-                self._ledger.scored(step, name, arrays)
+                self._ledger.scored(version, name, arrays)
             return cell.packed.tokens
 
-        return sum(await asyncio.gather(*(one(cell) for cell in layout.real)))
+        return known, sum(await asyncio.gather(*(one(cell) for cell in layout.real)))
 
 
 def _unknown(item: Item) -> tuple[Floats, ...]:

@@ -40,6 +40,11 @@ class Judge(Protocol):
 
 
 class Reference(Protocol):
+    @property
+    def version(self) -> str:
+        """Which reference this is: another one after every ``refresh``."""
+        ...
+
     async def score(self, packed: Packed) -> NDArray[np.float32]:
         """Reference log-probs [N] of ``packed.target``; calls may overlap."""
         ...
@@ -48,7 +53,7 @@ class Reference(Protocol):
         """pi_ref <- alpha pi + (1 - alpha) pi_ref, pi being the published weights in ``directory``."""
         ...
 
-    async def save(self, directory: str, version: Version) -> None:
+    async def save(self, directory: str) -> None:
         """Write the present reference's weights, so that a resumed run has them."""
         ...
 

@@ -22,7 +22,6 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from actors.imports import lean_imports
 from configs.loading import INPUT_FILES, config_hash, flatten, scientific
 from configs.runs import TrainingConfig
 from pipelines import plots
@@ -211,8 +210,7 @@ def _connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    with lean_imports("mlflow"):
-        import mlflow
+    import mlflow
 
     for name in ("mlflow", "alembic", "sqlalchemy"):  # also where quiet_driver took MLflow's handlers away
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -246,9 +244,8 @@ def _find_run(client: Any, run_id: str, warn: Warn) -> Any:
 
 
 def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) -> str:
-    with lean_imports("mlflow"):
-        import mlflow.transformers
-        import transformers.pipelines  # noqa: F401 - MLflow would import it, with all that is optional
+    import mlflow.transformers
+    import transformers.pipelines  # noqa: F401 - MLflow would import it, with all that is optional
     from mlflow.models import Model
 
     chat = (export_dir / "chat_template.jinja").exists()

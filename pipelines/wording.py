@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from preference.reports import EvalReport, Judged, StepReport
+import math
+
+from preference.reports import EvalReport, Judged, StepReport, TrainMetrics
 from preference.types import Fate
 
 SHORT = {"reference": "ref"}  # names of stages where room is scarce
@@ -14,7 +16,7 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
     train, sample, probe = report.train, report.sample, report.probe
     unused = [f"{n} {fate.value.replace('_', ' ')}" for fate, n in report.fates.items() if n and fate != Fate.TRAINED]
     parts = [(0, f"step {report.step}/{total_steps}"), (1, f"v{report.version}")]
-    parts.append((0, f"{train.items} pair{'s'[: train.items != 1]}" if train else "skipped, no pair to train on"))
+    parts.append((0, _counted(train) if train else "skipped, no pair to train on"))
     parts.append((3 if train else 0, f"({', '.join(unused)})" if unused else ""))
     if sample:
         parts.append((0, f"{sample.judge_failures} judge failures" if sample.judge_failures else ""))
@@ -22,8 +24,9 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
     if probe:
         parts += [(1, f"held-out {probe.score:+.2f}"), (1, f"KL {probe.kl:.1f}")]
     if train:
-        parts += [(1, f"loss {train.loss:.2f}"), (2, f"acc {train.rewards_accuracies:.2f}")]
-        parts += [(4, f"mismatch {train.mismatch:.3f}" if train.mismatch == train.mismatch else "")]
+        parts.append((1, f"loss {train.loss:.2f}"))
+        parts.append((2, "" if math.isnan(train.rewards_accuracies) else f"acc {train.rewards_accuracies:.2f}"))
+        parts += [(4, f"mismatch {train.mismatch:.3f}" if not math.isnan(train.mismatch) else "")]
     parts += [
         (3, f"len {sample.length:.0f}" if sample else ""),
         (3, f"age {max(report.ages)}" if any(report.ages) else ""),
@@ -40,6 +43,12 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
         if width is None or len(line) <= width:
             break
     return line
+
+
+def _counted(train: TrainMetrics) -> str:
+    """How much was trained on: pairs have accuracies, single responses have none."""
+    kind = "response" if math.isnan(train.rewards_accuracies) else "pair"
+    return f"{train.items} {kind}{'s'[: train.items != 1]}"
 
 
 def over_optimisation(report: EvalReport, repeated: tuple[float, float] | None = None) -> str:

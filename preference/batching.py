@@ -213,12 +213,18 @@ class Batch:
         return 1 - self.tokens / longest
 
     @property
-    def desirable_tokens(self) -> int:
-        """Tokens of desirable responses: what token-wise objectives are normalised by."""
-        found = 0
-        for cell in (c for micro in self.cells for c in micro if c.weights.any()):
-            found += int(cell.packed.lengths[cell.desirable].sum())
-        return found
+    def size(self) -> StepSize:
+        """Items, and tokens of desirable responses: what token-wise objectives are normalised by."""
+        real = [c for micro in self.cells for c in micro if c.weights.any()]
+        return StepSize(self.items, sum(int(c.packed.lengths[c.desirable].sum()) for c in real))
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """What the sums of a step are divided by."""
+
+    items: int
+    desirable_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

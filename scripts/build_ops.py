@@ -3,8 +3,12 @@
 import contextlib
 import io
 
-from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
-from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
+from actors.imports import operators_of_this_environment
+
+operators_of_this_environment()  # before DeepSpeed looks where they are
+
+from deepspeed.ops.op_builder.cpu import CPUAdamBuilder  # noqa: E402
+from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder  # noqa: E402
 
 with contextlib.redirect_stdout(io.StringIO()):
     for builder in (CPUAdamBuilder(), ShareMemCommBuilder()):

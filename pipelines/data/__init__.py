@@ -5,6 +5,7 @@ file ──> spans ──> records ──> preferences / graded responses ──
 run directory ──────────────────────────────────────────────────────────────>  (runs)
 """
 
+from pipelines.data.files import write_pairs
 from pipelines.data.gather import Items, split
 from pipelines.data.load import load_items, read_items
 from pipelines.data.report import Change, LoadReport, Reason, Tally
@@ -22,4 +23,5 @@ __all__ = [
     "load_items",
     "read_items",
     "split",
+    "write_pairs",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preference.batching import Cell, Mismatched
+from preference.batching import Cell, Mismatched, StepSize
 from preference.objectives.base import (
     LabelLogps,
     LabelSums,
@@ -38,14 +38,6 @@ class Term:
     def beta(self) -> float:
         """What a log-ratio is multiplied by where it is shown as a reward; 1 for objectives without one."""
         return float(self.parameters.get("beta", 1.0))
-
-
-@dataclass(frozen=True, slots=True)
-class StepSize:
-    """What the sums of a step are divided by."""
-
-    items: int
-    desirable_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Counting:
     """The pool, counting the forwards that came to an end."""
 
     def __init__(self, pool):
-        self.pool, self.forwards = pool, 0
+        self.pool, self.forwards, self.version = pool, 0, pool.version
 
     async def score(self, packed):
         result = await self.pool.score(packed)
@@ -53,8 +53,8 @@ def test_nothing_is_scored_twice_though_an_actor_is_killed(pool, tmp_path):
         scorer = Scorer(config, reference, 1, ledger, Watching())
         work = asyncio.ensure_future(scorer.score(1, items, Stopwatch()))
         if kill:
-            while not reference.forwards:
-                await asyncio.sleep(0)
+            while not reference.forwards and not work.done():
+                await asyncio.sleep(0.01)
             os.kill(await real._actors[0].pid.remote(), signal.SIGKILL)
         return (await work)[0]
 

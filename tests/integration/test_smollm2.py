@@ -22,8 +22,8 @@ SMALL = [
 
 @pytest.mark.smollm2
 def test_first_loss_in_bf16_and_a_policy_that_moves(ray_here, tmp_path):
+    from pipelines.online import run_online
     from pipelines.progress import Progress
-    from pipelines.session import run_online
 
     config = load_config(RunConfig, ROOT / "configs" / "quickstart.yaml", [*SMALL, f"run.root={tmp_path}"])
     with Progress(Console(file=io.StringIO())) as progress:

@@ -1,6 +1,6 @@
 """One rank of a real ZeRO-3 trainer under torchrun, without Ray: run by test_zero.py, prints what it found as JSON.
 
-    torchrun --nproc-per-node N -m tests.integration.zero_worker DIRECTORY
+torchrun --nproc-per-node N -m tests.integration.zero_worker DIRECTORY
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from actors.zero import TrainerSetup
 from configs.objectives import SECTIONS
 from configs.schema import Batching, LoRA, Model, Optimizer
 from preference.batching import collate, mismatched_examples
-from preference.objectives.step import StepSize
 from preference.types import Pair, Prompt, Scored, Version
 from tests.factories import candidate
 from tests.tiny import tiny_model
@@ -81,7 +80,9 @@ def plain(model: Any, scored: list[Scored]) -> tuple[float, dict[str, torch.Tens
     return float(loss), {n: p.grad for n, p in model.named_parameters()}
 
 
-def trainer(path: Path, objective: str = "dpo", lora: LoRA | None = None, checkpoint: str = "", **more: Any) -> ZeroTrainer:
+def trainer(
+    path: Path, objective: str = "dpo", lora: LoRA | None = None, checkpoint: str = "", **more: Any
+) -> ZeroTrainer:
     section: Any = SECTIONS[objective](name=objective, **({"beta": BETA} if objective != "sft" else {}))
     batching = Batching(logprob_chunk=7, **more)
     setup = TrainerSetup(
@@ -94,7 +95,7 @@ def trainer(path: Path, objective: str = "dpo", lora: LoRA | None = None, checkp
 def command(kind: Any, scored: list[Scored], budget: int, mismatched: Any = (), **fields: Any) -> Any:
     batch = collate(scored, dist.get_world_size(), budget, mismatched)
     shares = tuple(batch.rank(r) for r in range(dist.get_world_size()))
-    return kind(batch=shares, size=StepSize(batch.items, batch.desirable_tokens), **fields)
+    return kind(batch=shares, size=batch.size, **fields)
 
 
 def differences(directory: Path, arch: Any) -> dict[str, float]:
@@ -170,7 +171,8 @@ def with_statistics(directory: Path) -> dict[str, list[float]]:
             zero = trainer(path, objective)
             others = references if objective == "kto" else ()
             found[f"{objective} budget {budget}"] = [
-                zero.execute(command(Train, scored, budget, others, step=s, waiting=0.0)).metrics.loss for s in (1, 2, 3)
+                zero.execute(command(Train, scored, budget, others, step=s, waiting=0.0)).metrics.loss
+                for s in (1, 2, 3)
             ]
     return found
 

@@ -30,7 +30,7 @@ def test_every_item_once_and_ranks_in_step(scored, ranks, slack):
     trained = [i for micro in batch.cells for c in micro for i, w in zip(c.items, c.weights, strict=True) if w]
     assert sorted(trained) == list(range(len(scored)))
     assert batch.tokens == sum(example(s.item).tokens for s in scored)
-    assert batch.desirable_tokens == sum(len(s.item.chosen.token_ids) for s in scored)
+    assert batch.size.desirable_tokens == sum(len(s.item.chosen.token_ids) for s in scored)
     for cell in (c for micro in batch.cells for c in micro):
         assert cell.packed.tokens <= budget
         assert len(cell.packed.target) == cell.packed.lengths.sum() == len(cell.reference) == len(cell.sampler)
@@ -94,7 +94,7 @@ def test_labelled_responses_have_a_row_each():
     (cell,) = collate(scored, 1, 64).cells[0]
     assert cell.packed.responses_each == 1
     assert cell.desirable.tolist() == [True, False, True]
-    assert collate(scored, 1, 64).desirable_tokens == 2 + 4
+    assert collate(scored, 1, 64).size.desirable_tokens == 2 + 4
 
 
 def test_a_mismatched_example_never_holds_an_answer_to_its_own_prompt():

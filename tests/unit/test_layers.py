@@ -18,5 +18,9 @@ def test_preference_imports_no_engine():
 
 
 def test_only_tracking_imports_mlflow():
-    users = [p.name for p in ROOT.glob("[a-z]*/**/*.py") if not {"tests", "build"} & set(p.parts) and "import mlflow" in p.read_text()]
+    users = [
+        p.name
+        for p in ROOT.glob("[a-z]*/**/*.py")
+        if not {"tests", "build"} & set(p.parts) and "import mlflow" in p.read_text()
+    ]
     assert set(users) <= {"tracking.py"}

@@ -57,9 +57,9 @@ def test_a_prepared_step_is_replayed_exactly(tmp_path):
     arrays = (np.array([-1.1, -2.2], np.float32), np.array([-3.3], np.float32))
     ledger = Ledger(tmp_path)
     ledger.judged(1, groups)
-    ledger.scored(1, pair.pair.id, arrays)
+    ledger.scored("initial", pair.pair.id, arrays)
     ledger.prepared(1, [pair.pair.id])
-    ledger.scored(2, "other", arrays)
+    ledger.scored("0.2", "other", arrays)
     ledger.judged(2, [judged([0.5, 0.1], "a")])  # never completed
     ledger.close()
 
@@ -68,10 +68,10 @@ def test_a_prepared_step_is_replayed_exactly(tmp_path):
     assert list(steps) == [1]
     assert list(steps[1]) == groups
     assert again.prepared_steps() == {1}
-    back = again.scores(1)[pair.pair.id]
+    back = again.scores("initial", pair.pair.id)
     assert [a.tolist() for a in back] == [a.tolist() for a in arrays]
-    assert list(again.scores(2)) == ["other"]  # paid for, though its step never came to be complete
-    assert again.scores(3) == {}
+    assert again.scores("0.2", "other") is not None  # paid for, though its step never came to be complete
+    assert again.scores("0.2", pair.pair.id) is None
     again.close()
 
 

@@ -84,7 +84,7 @@ def test_the_self_test_passes_what_is_right(name):
 
 def test_the_self_test_refuses_layers_that_carry_state_past_a_response():
     model = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97)).eval()
-    with pytest.raises(RuntimeError, match="MambaForCausalLM.*cannot be trained packed"):
+    with pytest.raises(RuntimeError, match=r"MambaForCausalLM.*cannot be trained packed"):
         self_test(model, 97)
 
 

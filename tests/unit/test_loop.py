@@ -79,7 +79,7 @@ class FakeJudge:
 
 class FakeReference:
     def __init__(self):
-        self.cells, self.calls, self.saved = 0, [], []
+        self.cells, self.calls, self.saved, self.version = 0, [], [], "initial"
 
     async def score(self, packed):
         self.cells += 1
@@ -88,9 +88,10 @@ class FakeReference:
 
     async def refresh(self, directory, alpha):
         self.calls.append(("refresh", directory.rpartition("/")[2], alpha))
+        self.version = directory.rpartition("-")[2]
 
-    async def save(self, directory, version):
-        self.saved.append((directory.rpartition("checkpoints/")[2], version.step))
+    async def save(self, directory):
+        self.saved.append((directory.rpartition("checkpoints/")[2], self.version))
 
 
 class FakeTrainer:
@@ -290,7 +291,23 @@ def test_the_reference_moves_when_it_is_due_and_is_saved_with_the_checkpoint(tmp
     cfg = config(steps=4, reference={"refresh": "periodic", "every": 2, "alpha": 0.6}, checkpoint={"every": 3})
     w = World(tmp_path, cfg).run()
     assert w.reference.calls == [("refresh", "weights-0.2", 0.6), ("refresh", "weights-0.4", 0.6)]
-    assert w.reference.saved == [("step-000003/reference", 3), ("step-000004/reference", 4)]
+    assert w.reference.saved == [("step-000003/reference", "0.2"), ("step-000004/reference", "0.4")]
+
+
+def test_an_item_is_scored_once_for_every_version_of_the_reference(tmp_path):
+    cfg = config(steps=1)
+    w = World(tmp_path, cfg)
+    items = [scored_pair(i, 3, 2, 2).item for i in range(3)]
+    scorer = Scorer(cfg, w.reference, 1, w.ledger, w.notes)
+
+    async def steps():
+        for step, version in ((1, "initial"), (2, "initial"), (3, "0.3"), (4, "initial"), (5, "0.3")):
+            w.reference.version = version
+            await scorer.score(step, items, Stopwatch())
+
+    asyncio.run(steps())
+    w.ledger.close()
+    assert w.reference.cells == 2
 
 
 def test_without_an_objective_that_wants_it_there_is_no_reference(tmp_path):
