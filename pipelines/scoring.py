@@ -25,6 +25,7 @@ class Scorer:
     ) -> None:
         self._config, self._reference, self._ranks = config, reference, ranks
         self._ledger, self._observer = ledger, observer
+        self._turn = asyncio.Lock()
 
     async def score(
         self, step: int, items: Sequence[Item], watch: Stopwatch
@@ -36,31 +37,29 @@ class Scorer:
         others: dict[str, Example] = {}
         if any(term.objective.mismatched for term in self._config.terms):
             others = {content_id(MISMATCHED, e.prompt, e.responses): e for e in mismatched_examples(items)}
-        with watch.stage("reference") as span:
-            known, span.tokens = await self._known(examples, self._reference)
-            more, tokens = await self._known(others, self._reference)
-            span.tokens += tokens
+        async with self._turn:  # two steps under way at once may hold the same item, in two epochs
+            with watch.stage("reference") as span:
+                known, span.tokens = await self._known(examples, self._reference)
+                more, tokens = await self._known(others, self._reference)
+                span.tokens += tokens
         self._observer.stage(step, "reference", len(items), len(items), span.tokens)
         return tuple(Scored(item, known[item.id]) for item in items), tuple(more[key] for key in others)
 
     async def _known(
         self, examples: dict[str, Example], reference: Reference
     ) -> tuple[dict[str, tuple[Floats, ...]], int]:
-        """Scores of ``examples``, and the tokens it took: only cells that hold anything unknown are computed."""
+        """Scores of ``examples``, and the tokens it took to find those that nobody had asked for before."""
         version = reference.version
         found = {key: self._ledger.scores(version, key) for key in examples}
         known = {key: scores for key, scores in found.items() if scores is not None}
-        keys = list(examples)
-        layout = plan(list(examples.values()), self._ranks, self._config.batching.micro_batch_tokens)
+        new = [key for key in examples if key not in known]
+        layout = plan([examples[key] for key in new], self._ranks, self._config.batching.micro_batch_tokens)
 
         async def one(cell: PlannedCell) -> int:
-            names = [keys[i] for i in cell.members]
-            if all(name in known for name in names):
-                return 0
             logps = await reference.score(cell.packed)
-            for name, arrays in zip(names, cell.packed.split(logps), strict=True):
-                known[name] = arrays
-                self._ledger.scored(version, name, arrays)
+            for i, arrays in zip(cell.members, cell.packed.split(logps), strict=True):
+                known[new[i]] = arrays
+                self._ledger.scored(version, new[i], arrays)
             return cell.packed.tokens
 
         return known, sum(await asyncio.gather(*(one(cell) for cell in layout.real)))
