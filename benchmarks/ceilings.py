@@ -19,37 +19,33 @@ from typing import Any
 from configs.loading import load_config
 from configs.runs import RunConfig
 from pipelines.ledger import Ledger
-from preference.batching import PairBatch, collate
-from preference.pairing import Paired, PairingRules, make_pair
-from preference.types import Message, Prompt
+from pipelines.online import pairing_rules
+from pipelines.prompts import _tokenizer, parse_line
+from preference.batching import Batch, collate
+from preference.pairing import Paired, make_pair
+from preference.types import Prompt, Scored
 
 
 def prompts_of(config: RunConfig) -> dict[str, Prompt]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    tokenizer = _tokenizer(config.model.path)
     found = {}
-    with open(config.prompts.train, encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            turns = [{"role": "user", "content": row["prompt"]}]
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-            found[row["id"]] = Prompt(row["id"], (Message("user", row["prompt"]),), tuple(ids))
+    for line in Path(config.prompts.train).read_text(encoding="utf-8").splitlines():
+        name, messages, _ = parse_line(line)
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        found[name] = Prompt(name, messages, tuple(ids))
     return found
 
 
-def batches(config: RunConfig, run_dir: Path, prompts: dict[str, Prompt], ranks: int) -> list[PairBatch]:
+def batches(config: RunConfig, run_dir: Path, prompts: dict[str, Prompt], ranks: int) -> list[Batch]:
     """The packed batch of every step, rebuilt from the run's ledger."""
     ledger = Ledger(run_dir)
     try:
         out = []
-        rules = PairingRules(
-            config.pairing.strategy, config.pairing.min_margin, config.sampling.missing_eos,
-            config.sampling.missing_eos_penalty, config.run.seed,
-        )  # fmt: skip
-        for _, journaled in sorted(ledger.replayable(prompts).items()):
-            pairs = [o.pair for g in journaled.judged if isinstance(o := make_pair(g, rules), Paired)]
-            scored = ledger.pairs_of(journaled, pairs)
+        for _, judged in sorted(ledger.replayable(prompts).items()):
+            made = [make_pair(group, pairing_rules(config)) for group in judged]
+            pairs = [m.pair for m in made if isinstance(m, Paired)]
+            scored = [Scored(p, known) for p in pairs if (known := ledger.scores("initial", p.id))]
             if scored:
                 out.append(collate(scored, ranks, config.batching.micro_batch_tokens))
         return out
@@ -96,7 +92,7 @@ def reference(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         at = time.monotonic()
         with torch.no_grad():
             for cell in (c for micro in batch.cells for c in micro):
-                model(**model_inputs(cell.rows, model.dtype, "cpu"))
+                model(**model_inputs(cell.packed, "cpu"))
         seconds.append(time.monotonic() - at)
     return {"seconds": seconds}
 
@@ -106,7 +102,7 @@ def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from actors.trainer import TrainerSetup, build_engine
+    from actors.zero import TrainerSetup, build_engine
     from preference.logprobs import model_inputs
 
     deepspeed.init_distributed("gloo")
@@ -115,19 +111,19 @@ def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         config.model, config.objective, config.optimizer, config.batching, config.run.steps, 0,
         config.weights.bucket_mb * 2**20, "", "", False, config.resources.trainer.threads,
     )  # fmt: skip
-    engine, policy = build_engine(setup)
+    engine, _ = build_engine(setup)
     shared: list[Any] = [None]
     if dist.get_rank() == 0:  # a ledger has one reader at a time
         shared = [batches(config, run_dir, prompts_of(config), dist.get_world_size())]
     dist.broadcast_object_list(shared)
     seconds = []
     for batch in shared[0]:
-        cells = batch.rank(dist.get_rank())
+        cells = batch.rank(dist.get_rank()).cells
         dist.barrier()
         at = time.monotonic()
         for micro, cell in enumerate(cells):
             engine.set_gradient_accumulation_boundary(micro == len(cells) - 1)
-            engine.backward(-engine(**model_inputs(cell.rows, policy.dtype, "cpu")).mean())
+            engine.backward(-engine(**model_inputs(cell.packed, "cpu"))[0].mean())
         engine.step()
         seconds.append(time.monotonic() - at)
     return {"seconds": seconds} if dist.get_rank() == 0 else {}

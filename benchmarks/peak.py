@@ -12,3 +12,10 @@ def megabytes() -> float:
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def resident() -> float:
+    """Resident size now, in MB."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024 / 1e6

@@ -105,6 +105,7 @@ class RunRecord:
     mlflow_run: str
     attempts: int
     logged_step: int  # last step that reached MLflow
+    finished: int = 0  # steps after which the run came to its end and was exported; 0: it has not
     schema: int = SCHEMA
 
 

@@ -17,7 +17,7 @@ from actors.reference import ReferencePool
 from actors.trainer_group import TrainerGroup
 from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
-from configs.runs import TrainingConfig
+from configs.runs import RunConfig, TrainingConfig
 from pipelines.doctor import cluster_shortfalls
 from pipelines.export import export_published
 from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
@@ -49,6 +49,11 @@ class Watchers:
             self._tracker.log_step(report)
             self._record = replace(self._record, logged_step=report.step)
             write_record(self._run_dir, self._record)
+
+    def finished(self) -> None:
+        """The run is at its end and exported: a later attempt has nothing to do."""
+        self._record = replace(self._record, finished=self.steps)
+        write_record(self._run_dir, self._record)
 
     def evaluated(self, report: EvalReport) -> None:
         self.last_evaluation = report
@@ -158,6 +163,7 @@ class Session:
             return
         model = export_published(published, Path(config.model.path), self.run_dir / "model")
         self.tracker.log_model(model, config.tracking.registered_model or config.run.name)
+        self.watchers.finished()
         self.progress.final(self.watchers.last_evaluation, model, self.tracker.ui_command())
 
 
@@ -166,6 +172,9 @@ async def run_session(
 ) -> EvalReport | None:
     """Open the run, join the cluster, do ``body``, and leave everything in order. Returns the last evaluation."""
     run_dir, record = open_run(config, resume)
+    if record.finished and (not isinstance(config, RunConfig) or config.run.steps <= record.finished):
+        progress.message(f"{run_dir} has been finished (step {record.finished}); its model is {run_dir / 'model'}")
+        return None
     ledger = Ledger(run_dir)
     quiet_driver(run_dir / "logs" / "driver.log")
     status = "FAILED"

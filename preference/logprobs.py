@@ -46,10 +46,14 @@ class _ChunkedLogProb(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits, _ = _logits(hidden[rows], weight, bias, scale, softcap)
-            normaliser[rows] = torch.logsumexp(logits, dim=1)
-            out[rows] = logits.gather(1, target[rows, None]).squeeze(1) - normaliser[rows]
+            picked = logits.gather(1, target[rows, None]).squeeze(1)
+            # log-sum-exp in place: torch.logsumexp would hold a second [chunk, V] matrix.
+            greatest = logits.amax(1)
+            total = logits.sub_(greatest[:, None]).exp_().sum(1).log_()
+            normaliser[rows] = greatest + total
+            out[rows] = picked - normaliser[rows]
             if collision:
-                squares[rows] = torch.logsumexp(logits.mul_(2), dim=1) - 2 * normaliser[rows]
+                squares[rows] = logits.square_().sum(1).log_() - 2 * total
         ctx.save_for_backward(hidden, weight, bias, target, normaliser)
         ctx.mark_non_differentiable(squares)
         return out, squares
@@ -79,13 +83,26 @@ class _ChunkedLogProb(torch.autograd.Function):
             d = d.to(hidden.dtype)
             grad_hidden[rows] = d @ weight
             if grad_weight is not None:
-                grad_weight += d.T @ hidden[rows]
+                _add_outer(grad_weight, d, hidden[rows])
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
             grad_bias.to(weight.dtype) if grad_bias is not None else None,
             *[None] * 5,
         )
+
+
+_SLICE = 2**13  # vocabulary entries whose gradient is computed at a time where it has to be widened
+
+
+def _add_outer(total: Tensor, d: Tensor, hidden: Tensor) -> None:
+    """total [V, H] += d.T @ hidden, without a second [V, H] matrix; d [n, V] and hidden [n, H] may be narrower."""
+    if total.dtype == d.dtype:
+        total.addmm_(d.T, hidden)
+        return
+    for start in range(0, len(total), _SLICE):
+        rows = slice(start, start + _SLICE)
+        total[rows] += d[:, rows].T @ hidden
 
 
 def _wide(x: Tensor) -> torch.dtype:

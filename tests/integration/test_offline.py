@@ -91,6 +91,7 @@ def test_going_on_with_a_finished_run_changes_nothing(trained, head):
     before = journal(run_dir, "steps")
     again = run(BIN / "rondo", "offline", config, "--resume=auto", RAY_ADDRESS=head.address)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert "has been finished (step" in again.stdout
     assert journal(run_dir, "steps") == before
     assert complete_checkpoints(run_dir)
 
