@@ -31,7 +31,7 @@ REPETITIONS, PAIRS, STEPS = 3, 8, 2  # timed steps; before them one of tiny pair
 SCALE = 4
 PROMPT, RESPONSE = (60, 500), (40, 700)
 LONG_PROMPT, SHORT_RESPONSE = (200, 700), (40, 200)
-CANDIDATES = [("autocast", 2), ("autocast", 8), ("bfloat16", 2), ("bfloat16", 8)]
+CANDIDATES = [("autocast", 1), ("autocast", 2), ("autocast", 4), ("bfloat16", 1), ("bfloat16", 2)]
 WORDS = [
     " the",
     " a",

@@ -60,19 +60,26 @@ def export_run(run_dir: Path, out: Path) -> Path:
         )
     record = read_record(run_dir)
     assert record is not None, f"{run_dir} has checkpoints but no run.json"
-    weights = _checkpoint_weights(checkpoints[-1][1], record.fields["model.dtype"])
+    fields = record.fields
+    scale = float(fields["model.lora.alpha"]) / float(fields["model.lora.rank"]) if "model.lora.rank" in fields else 0.0
+    weights = _checkpoint_weights(checkpoints[-1][1], fields["model.dtype"], scale)
     return export_weights(weights, Path(record.fields["model.path"]), out)
 
 
-def _checkpoint_weights(checkpoint: Path, dtype: str) -> Iterable[tuple[str, torch.Tensor]]:
-    """fp32 master weights out of a ZeRO-3 checkpoint, cast to the model's dtype."""
+def _checkpoint_weights(checkpoint: Path, dtype: str, scale: float = 0.0) -> Iterable[tuple[str, torch.Tensor]]:
+    """fp32 master weights out of a ZeRO-3 checkpoint, adapters merged with ``scale``, cast to the model's dtype."""
     import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="state", exclude_frozen_parameters=False)
     seen: set[int] = set()
     for name, tensor in state.items():
-        if id(tensor) in seen:  # a tied projection is the embedding under a second name
+        if id(tensor) in seen or ".lora_" in name:  # a tied projection is the embedding under a second name
             continue
         seen.add(id(tensor))
-        yield name.removeprefix("lm."), tensor.to(getattr(torch, dtype)).contiguous()
+        module, base, leaf = name.partition(".base_layer.")
+        if base and leaf == "weight":
+            tensor = (
+                tensor + scale * state[f"{module}.lora_B.default.weight"] @ state[f"{module}.lora_A.default.weight"]
+            )
+        yield name.replace(".base_layer.", ".").removeprefix("lm."), tensor.to(getattr(torch, dtype)).contiguous()

@@ -140,6 +140,10 @@ class Session:
         done, checkpoint = self.resumes
         weights_dir = _weights_dir(config, self.run_dir, self._attempt(config), nodes)
         self.watchers.steps = steps
+        if config.model.lora is not None:
+            self.progress.message(
+                f"training LoRA adapters of rank {config.model.lora.rank}; what is published and exported is merged"
+            )
         try:
             source, evaluator = await build()
             stages = Stages(source, trainer, reference, consumers, evaluator)

@@ -57,6 +57,7 @@ def test_adapters_train_publish_merged_and_resume(found):
         assert lora["losses"][1] < lora["losses"][0] / 2
         assert lora["merged"] == pytest.approx(lora["evaluated"], abs=1e-6)  # plain Transformers on what was published
         assert lora["resumed"] == pytest.approx(lora["following"], abs=1e-6)
+        assert lora["exported"] < 1e-6  # what a checkpoint gives, adapters merged
         assert lora["names"]
         assert {"q_proj", "down_proj"} <= set(lora["changed"])
         assert not {"embed_tokens", "norm", "input_layernorm"} & set(lora["changed"])

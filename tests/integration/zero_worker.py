@@ -24,6 +24,7 @@ from actors.weights import WeightFiles
 from actors.zero import TrainerSetup
 from configs.objectives import SECTIONS
 from configs.schema import Batching, LoRA, Model, Optimizer
+from pipelines.export import _checkpoint_weights
 from preference.batching import collate, mismatched_examples
 from preference.types import Pair, Prompt, Scored, Version
 from tests.factories import candidate
@@ -144,6 +145,7 @@ def with_lora(directory: Path) -> dict[str, Any]:
     merged.load_state_dict(state, strict=False)
     with torch.enable_grad():
         loss, _ = plain(merged, scored)
+    exported = dict(_checkpoint_weights(directory / f"checkpoint-{dist.get_world_size()}", "float32", lora.alpha / 4))
     again = trainer(path, lora=lora, checkpoint=str(directory / f"checkpoint-{dist.get_world_size()}"))
     resumed = again.execute(command(Train, scored, 64, step=3, waiting=0.0)).metrics.loss
     return {
@@ -153,6 +155,7 @@ def with_lora(directory: Path) -> dict[str, Any]:
         "following": following,
         "resumed": resumed,
         "names": sorted(state) == sorted(before),
+        "exported": max(float((exported[n] - state[n]).abs().max()) for n in state),
         "changed": sorted({n.split(".")[-2] for n in state if not torch.equal(state[n], before[n])}),
     }
 
