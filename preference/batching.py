@@ -86,17 +86,10 @@ def pack(examples: Sequence[Example]) -> Packed:
             source += [last_of_prompt, *range(at, at + fed)]
             target += response
     lengths = [len(r) for e in examples for r in e.responses]
-    arrays = {
-        k: np.array(v, np.int64)
-        for k, v in {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "lengths": lengths,
-            "source": source,
-            "target": target,
-        }.items()
-    }
-    return Packed(prompts=tuple(len(e.prompt) for e in examples), **arrays)
+    ids, positions, sizes, sources, targets = (
+        np.array(x, np.int64) for x in (input_ids, position_ids, lengths, source, target)
+    )
+    return Packed(ids, positions, tuple(len(e.prompt) for e in examples), sizes, sources, targets)
 
 
 def plan_cells(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:

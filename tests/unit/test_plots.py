@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines import plots
+from pipelines import facts, plots
 from preference.reports import (
     EvalReport,
     Judged,
@@ -98,6 +98,6 @@ def test_names_and_facts_need_neither_mlflow_nor_matplotlib() -> None:
 
 
 def test_facts_name_no_host() -> None:
-    facts = plots.hardware_facts() | plots.package_versions() | plots.git_facts()
-    assert {"hardware.cores", "hardware.memory_gb", "hardware.gpus", "package.mlflow", "git.commit"} <= set(facts)
-    assert all(isinstance(value, str) and value for value in facts.values())
+    found = facts.hardware_facts() | facts.package_versions() | facts.git_facts()
+    assert {"hardware.cores", "hardware.memory_gb", "hardware.gpus", "package.mlflow", "git.commit"} <= set(found)
+    assert all(isinstance(value, str) and value for value in found.values())
