@@ -24,7 +24,7 @@ from preference.batching import Example, collate, example, pack, plan
 from preference.logprobs import LogProbModel, model_inputs
 from preference.types import Pair, Prompt, Scored, Written, content_id
 
-BUDGET = 640
+BUDGET, CHUNK = 512, 64
 
 
 def items(step: list[dict[str, str]], tokenizer: Any) -> list[Pair]:
@@ -73,15 +73,16 @@ def sharing(trainer: ZeroTrainer, pairs: list[Pair]) -> float:
 def main(settings: dict[str, Any]) -> None:
     deepspeed.init_distributed("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings["threads"])
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     data = [items(step, tokenizer) for step in json.loads(Path(settings["data"]).read_text())]
     long_prompts = items(json.loads(Path(settings["long_prompts"]).read_text())[1], tokenizer)
     scored = [references(settings["model"], step) for step in data]
+    batching = Batching(micro_batch_tokens=BUDGET, logprob_chunk=CHUNK)
     objective: Any = SECTIONS["dpo"](name="dpo", beta=settings["beta"])
     setup = TrainerSetup(
         Model(path=settings["model"]), objective, Optimizer(lr=settings["lr"], warmup_steps=0),
-        Batching(micro_batch_tokens=BUDGET), len(data), 0, 2**26, "", "", False, 1,
+        batching, len(data), 0, 2**26, "", "", False, settings["threads"],
     )  # fmt: skip
     trainer = ZeroTrainer(setup, fetch=lambda batch: batch)
     seconds, losses, waiting = [], [], []

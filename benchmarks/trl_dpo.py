@@ -79,11 +79,12 @@ def trl(python: Path, scratch: Path, data: Path, mode: str, batch: int) -> dict[
     return _run(words, {"OMP_NUM_THREADS": str(os.cpu_count())})
 
 
-def rondo(scratch: Path, data: Path, long_prompts: Path) -> dict[str, Any]:
+def rondo(scratch: Path, data: Path, long_prompts: Path, ranks: int) -> dict[str, Any]:
     settings = {**_common(data), "long_prompts": str(long_prompts)}
-    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={os.cpu_count()}"]
-    words += [f"--log-dir={scratch}", "-m", "benchmarks.dpo_worker", json.dumps(settings)]
-    return _run(words, {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+    settings["threads"] //= ranks
+    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--log-dir={scratch}"]
+    words += ["-m", "benchmarks.dpo_worker", json.dumps(settings)]
+    return _run(words, {"OMP_NUM_THREADS": str(settings["threads"]), "DS_ACCELERATOR": "cpu"})
 
 
 def _common(data: Path) -> dict[str, Any]:
