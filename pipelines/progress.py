@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.plots import repetition
-from pipelines.wording import SHORT, clip, duration, judge_row, over_optimisation, plain, step_line
+from pipelines.wording import SHORT, at_kl, clip, duration, judge_row, over_optimisation, plain, step_line
 from preference.reports import EvalReport, SampleRow, StageTime, StepReport, TrainMetrics
 
 _HEARTBEAT_S = 30.0  # without a terminal: a sign of life of a long stage this often, not a line an update
@@ -77,7 +78,7 @@ class Progress:
             self._say(
                 f"evaluation at step {report.step}  {judged.judge}: win rate {judged.win_rate}, at equal length "
                 f"{judged.length_controlled:.3f}, score {judged.score_before:+.2f} -> {judged.score_after:+.2f}, "
-                f"KL {report.kl:.1f}",
+                f"{at_kl(report)}",
                 "cyan",
             )
 
@@ -133,8 +134,9 @@ class Progress:
         header = ("judge", "win rate [Wilson 95%]", "won / tied / lost", "at equal length", "mean score")
         self._show(_grid(header, [judge_row(judged) for judged in report.judges]))
         per_token = f", {report.kl / report.length_after:.2f} per token" if report.length_after else ""
+        kl = "unknown, without one" if math.isnan(report.kl) else f"{report.kl:.1f} nats per response{per_token}"
         self._say(f"  length {report.length_before:.1f} -> {report.length_after:.1f} tokens")
-        self._say(f"  KL to the reference {report.kl:.1f} nats per response{per_token}")
+        self._say(f"  KL to the reference {kl}")
         self._say("")
         self._say(over_optimisation(report, repetition(self._first_rows, self._last_rows)), wrap=True)
         for example in report.examples[:3]:

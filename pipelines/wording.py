@@ -22,7 +22,7 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
         parts.append((0, f"{sample.judge_failures} judge failures" if sample.judge_failures else ""))
         parts.append((0, f"reward {sample.score:+.2f}"))
     if probe:
-        parts += [(1, f"held-out {probe.score:+.2f}"), (1, f"KL {probe.kl:.1f}")]
+        parts += [(1, f"held-out {probe.score:+.2f}"), (1, "" if math.isnan(probe.kl) else f"KL {probe.kl:.1f}")]
     if train:
         parts.append((1, f"loss {train.loss:.2f}"))
         parts.append((2, "" if math.isnan(train.rewards_accuracies) else f"acc {train.rewards_accuracies:.2f}"))
@@ -51,13 +51,18 @@ def _counted(train: TrainMetrics) -> str:
     return f"{train.items} {kind}{'s'[: train.items != 1]}"
 
 
+def at_kl(report: EvalReport) -> str:
+    """At which distance from the reference; objectives without one leave it unknown."""
+    return "at a KL that nothing measures (no reference)" if math.isnan(report.kl) else f"at KL {report.kl:.1f} nats"
+
+
 def over_optimisation(report: EvalReport, repeated: tuple[float, float] | None = None) -> str:
     """What the numbers say, and no more, about whether the judge was pleased at the expense of the answers.
 
     ``repeated``: share of repeated three-word phrases in the first and last training samples.
     """
     first, *others = report.judges
-    w, kl = first.win_rate, f"at KL {report.kl:.1f} nats"
+    w, kl = first.win_rate, at_kl(report)
     ours = f"{first.judge}, the judge trained on,"
     theirs = f"{others[0].judge} ({others[0].win_rate.rate:.2f})" if others else ""
     if w.high < 0.5:
