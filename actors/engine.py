@@ -41,8 +41,6 @@ class Engine(Protocol):
 class InProcessEngine:
     def __init__(self, model: Model, sampling: Sampling, seed: int, *, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        if not on_gpu:  # what vLLM compiles beside the model costs seconds at the first token and saves none
-            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         with lean_imports():
             from vllm import EngineArgs, LLMEngine
 
