@@ -11,7 +11,7 @@ from tests.integration.conftest import BIN, TINY, losses, mlflow, pairs, run, sh
 
 
 def test_a_job_uploads_the_code_and_nothing_else(finished, head):
-    packages = list(head.directory.glob("session_*/runtime_resources/working_dir_files/*"))
+    packages = list(head.directory.glob("session_latest/runtime_resources/working_dir_files/*"))
     assert packages
     files = [f for p in packages if p.is_dir() for f in p.rglob("*") if f.is_file()]
     size = sum(f.stat().st_size for f in files if "__pycache__" not in f.parts)  # compiled there, by the job
