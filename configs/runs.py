@@ -74,6 +74,15 @@ class TrainingConfig(Section):
         reference = {"reference": (self.resources.reference,)} if self.needs_reference else {}
         return {**reference, "trainer": (self.resources.trainer,)}
 
+    def _refuse_overflow(self, prompt_knob: str, prompt: int, response_knob: str, response: int) -> None:
+        longest = prompt + 2 * response
+        if longest > self.batching.micro_batch_tokens:
+            raise ValueError(
+                f"{prompt_knob} ({prompt}) + 2 x {response_knob} ({response}) = {longest} exceeds "
+                f"batching.micro_batch_tokens ({self.batching.micro_batch_tokens}): the longest pair would not fit one "
+                f"micro-batch; raise batching.micro_batch_tokens to {longest}"
+            )
+
     def _refuse_single(self, knob: str, size: int) -> None:
         """A batch of one prompt has no other prompt's responses to compare with."""
         for term in self.terms:
@@ -134,14 +143,8 @@ class RunConfig(TrainingConfig):
                 f"= {need} exceeds sampling.max_model_len ({self.sampling.max_model_len}): "
                 f"raise sampling.max_model_len to {need} or shorten one of the two"
             )
-        row = self.prompts.max_tokens + 2 * self.sampling.max_tokens
-        if row > self.batching.micro_batch_tokens:
-            raise ValueError(
-                f"prompts.max_tokens ({self.prompts.max_tokens}) + 2 x sampling.max_tokens "
-                f"({self.sampling.max_tokens}) = {row} exceeds batching.micro_batch_tokens "
-                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
-                f"raise batching.micro_batch_tokens to {row}"
-            )
+        sampled = self.sampling.max_tokens
+        self._refuse_overflow("prompts.max_tokens", self.prompts.max_tokens, "sampling.max_tokens", sampled)
         for term in self.terms:
             if term.objective.reference_samples:
                 raise ValueError(
@@ -168,14 +171,10 @@ class OfflineConfig(TrainingConfig):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self._refuse_single("data.batch_size", self.data.batch_size)
-        longest = self.data.max_prompt_tokens + 2 * self.data.max_response_tokens
-        if longest > self.batching.micro_batch_tokens:
-            raise ValueError(
-                f"data.max_prompt_tokens ({self.data.max_prompt_tokens}) + 2 x data.max_response_tokens "
-                f"({self.data.max_response_tokens}) = {longest} exceeds batching.micro_batch_tokens "
-                f"({self.batching.micro_batch_tokens}): the longest pair would not fit one micro-batch; "
-                f"raise batching.micro_batch_tokens to {longest}"
-            )
+        data = self.data
+        self._refuse_overflow(
+            "data.max_prompt_tokens", data.max_prompt_tokens, "data.max_response_tokens", data.max_response_tokens
+        )
         return self
 
 

@@ -76,7 +76,6 @@ class HeldoutItems:
     async def after(self, step: int, version: Version) -> None:
         every = self._config.data.evaluate_every
         if self._items and (step == self._steps or (every and step % every == 0)):
-            # Step 0 in the journal: the items are the same every time, and so are their scores.
             scored, mismatched = await self._scorer.score(0, self._items, Stopwatch())
             budget = self._config.batching.micro_batch_tokens
             batch = collate(scored, self._trainer.ranks, budget, mismatched)

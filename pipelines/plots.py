@@ -122,7 +122,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         }
         # A scalar that shares a fixed name ("kl") must not pass for the held-out measurement.
         values |= {f"objective/{k}": v for k, v in train.scalars.items() if f"objective/{k}" not in METRICS}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    return _defined(values)
 
 
 def heldout_metrics(metrics: TrainMetrics) -> dict[str, float]:
@@ -133,6 +133,11 @@ def heldout_metrics(metrics: TrainMetrics) -> dict[str, float]:
         "heldout/margins": metrics.rewards_margins,
         "heldout/logps_chosen": metrics.logps_chosen,
     }
+    return _defined(values)
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float]:
+    """Without what is not defined, such as accuracies of single responses."""
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 

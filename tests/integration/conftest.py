@@ -69,7 +69,9 @@ def head() -> Iterator[Head]:
     started = subprocess.run(words, capture_output=True, text=True, env=env)
     assert started.returncode == 0, started.stderr
     yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", Path(directory))
-    ours = [p for p in psutil.process_iter() if directory in " ".join(command_line(p))]
+    # Ray's client server names the address only, and outlives the process that started it.
+    marks = (directory, f"127.0.0.1:{gcs}")
+    ours = [p for p in psutil.process_iter() if any(mark in " ".join(command_line(p)) for mark in marks)]
     ours += [child for p in ours for child in p.children(recursive=True)]
     for p in ours:
         with suppress(psutil.NoSuchProcess):

@@ -18,6 +18,7 @@ def found(tmp_path_factory) -> dict[int, dict]:
     for workers in (1, 2):
         directory = tmp_path_factory.mktemp(f"zero-{workers}")
         words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={workers}"]
+        words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
         words += [f"--master-port={free_port() + 10 * workers}", "-m", "tests.integration.zero_worker", str(directory)]
         env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # deepspeed looks for ninja there
