@@ -120,14 +120,13 @@ class ZeroTrainer:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._stats = self._observe(batch)
-        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        sums = _Sums()
         for micro, cell in enumerate(batch.cells):
             self._engine.set_gradient_accumulation_boundary(micro == len(batch.cells) - 1)
             loss, shares = cell_loss(cell, *self._forward(cell.packed), self._terms, self._stats, command.size)
             # The loss is this cell's share of the step's mean; DeepSpeed averages gradients over ranks.
             self._engine.backward(loss * self._world)
-            for name, share in shares.items():
-                sums[name] += share
+            sums.add(shares)
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         metrics = _metrics(self._reduced(sums), command.size, grad_norm, lr, command.waiting)
@@ -137,12 +136,11 @@ class ZeroTrainer:
         """Losses and rewards on a batch that nothing is learnt from."""
         batch = self._fetch(command.batch[self._rank])
         stats = self._observe(batch)
-        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        sums = _Sums()
         with torch.no_grad():
             for cell in batch.cells:
                 _, shares = cell_loss(cell, *self._forward(cell.packed), self._terms, stats, command.size)
-                for name, share in shares.items():
-                    sums[name] += share
+                sums.add(shares)
         nan = float("nan")
         return EvaluateDone(_metrics(self._reduced(sums), command.size, nan, nan, nan))
 
@@ -211,6 +209,17 @@ class ZeroTrainer:
             raise RuntimeError(f"checkpoint {directory} could not be loaded by DeepSpeed")
         saved = json.loads((directory / "complete.json").read_text())["stats"]
         self._stats = [replace(s, **kept) if kept else s for s, kept in zip(self._stats, saved, strict=True)]
+
+
+class _Sums(defaultdict[str, Tensor]):
+    """A step's reported sums, by name."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, shares: dict[str, Tensor]) -> None:
+        for name, share in shares.items():
+            self[name] += share
 
 
 def _moved(stats: Any, device: Any) -> Any:

@@ -20,14 +20,14 @@ from configs.loading import load_config
 from configs.runs import RunConfig
 from pipelines.ledger import Ledger
 from pipelines.online import pairing_rules
-from pipelines.prompts import _tokenizer, parse_line
+from pipelines.prompts import load_tokenizer, parse_line
 from preference.batching import Batch, collate
 from preference.pairing import Paired, make_pair
 from preference.types import Prompt, Scored
 
 
 def prompts_of(config: RunConfig) -> dict[str, Prompt]:
-    tokenizer = _tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     found = {}
     for line in Path(config.prompts.train).read_text(encoding="utf-8").splitlines():
         name, messages, _ = parse_line(line)

@@ -64,7 +64,7 @@ class Journal:
         self._file.flush()
         with self._path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                record = _decode(line)
+                record = decode_line(line)
                 if record is None:
                     raise LedgerError(f"{self._path}:{number}: damaged record (checksum mismatch)")
                 yield record
@@ -85,7 +85,7 @@ class Journal:
             os.truncate(self._path, end)
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def decode_line(line: bytes) -> dict[str, Any] | None:
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     try:
         if int(checksum, 16) != zlib.crc32(body):

@@ -88,7 +88,7 @@ class PromptSet:
 
 def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, Any]:
     """Ray Data stage: lines of a prompt file -> ids, messages, meta and chat-template token ids."""
-    tokenizer = _tokenizer(model_path)
+    tokenizer = load_tokenizer(model_path)
     out: dict[str, Any] = {"id": [], "messages": [], "meta": [], "token_ids": [], "path": batch["path"]}
     for line in batch["text"]:
         identifier, messages, meta = parse_line(str(line))
@@ -104,7 +104,7 @@ _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(model_path: str) -> Any:
+def load_tokenizer(model_path: str) -> Any:
     settings = json.loads((Path(model_path) / "tokenizer_config.json").read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") in _PLAIN and (Path(model_path) / "tokenizer.json").is_file():
         # What AutoTokenizer would come to as well, without importing torch and every model's configuration for it.

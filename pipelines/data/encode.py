@@ -16,7 +16,7 @@ from typing import Any
 from pipelines.data.records import Context, Graded, Parsed, Preference
 from pipelines.data.report import Change, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
-from pipelines.prompts import _tokenizer
+from pipelines.prompts import load_tokenizer
 from preference.types import Item, Labelled, Message, Pair, Prompt, Written, content_id
 
 
@@ -132,7 +132,7 @@ def model_encoder(model_path: str, rules: DataRules) -> Encoder:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         generation = model / "generation_config.json"
         generating = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-        tokenizer = _tokenizer(model_path)
+        tokenizer = load_tokenizer(model_path)
     except (OSError, ValueError) as error:
         raise DataError(f"{model}: no usable model configuration or tokenizer: {error}") from None
     vocabulary = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")

@@ -20,8 +20,8 @@ from pipelines.data.encode import check_budget, check_limits, model_encoder
 from pipelines.data.gather import Items, finish
 from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
-from pipelines.ledger import LedgerError, RunRecord, _decode, read_record
-from pipelines.prompts import PromptError, _tokenizer, load_prompts
+from pipelines.ledger import LedgerError, RunRecord, decode_line, read_record
+from pipelines.prompts import PromptError, load_prompts, load_tokenizer
 from preference.pairing import MissingEos, Paired, PairingRules, Strategy, Unpaired, make_pair
 from preference.types import Candidate, CandidateGroup, Fate, JudgedGroup, Judgement, Pair, Prompt
 
@@ -54,7 +54,7 @@ def load_run(
         raise DataError(str(error)) from None
     encoder = model_encoder(model_path, rules)
     items = pairs_of_run(run_dir, record, loaded.prompts, encoder.vocab_size, rules)
-    refuse_other_tokenizer(run_dir, [i for i in items.items if isinstance(i, Pair)], _tokenizer(model_path))
+    refuse_other_tokenizer(run_dir, [i for i in items.items if isinstance(i, Pair)], load_tokenizer(model_path))
     return items
 
 
@@ -187,7 +187,7 @@ def _journal(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; is this a run directory?") from None
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        record = _decode(line)
+        record = decode_line(line)
         if record is None:
             raise DataError(f"{path}:{number}: damaged record (checksum mismatch)")
         yield record

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipelines.ledger import complete_checkpoints
 from tests.integration.conftest import BIN, journal, losses, mlflow, run
@@ -59,11 +61,12 @@ def test_what_is_left_out_is_counted_and_named(trained):
     assert "empty_response" in output
 
 
-def test_the_second_phase_starts_from_the_first(trained):
-    """The reference of phase two is the model of phase one: z of the first step is that of equal policies, 0."""
+def test_each_phase_leaves_a_model_of_its_own(trained, tiny):
     _, run_dir, _ = trained
-    assert (run_dir / "sft" / "model" / "config.json").is_file()
-    assert (run_dir / "model" / "config.json").is_file()
+    models = [load_file(d / "model.safetensors") for d in (tiny, run_dir / "sft" / "model", run_dir / "model")]
+    initial, after_sft, final = (m["model.embed_tokens.weight"] for m in models)
+    assert not torch.equal(initial, after_sft)
+    assert not torch.equal(after_sft, final)
 
 
 def test_nothing_is_scored_twice_in_two_epochs_and_two_evaluations(trained):

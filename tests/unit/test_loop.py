@@ -20,7 +20,6 @@ from pipelines.online import JudgeUnreliable, OnlineSource
 from pipelines.prompts import PromptSet
 from pipelines.scoring import Scorer
 from pipelines.timing import Stopwatch
-from preference.displacement import Displacement
 from preference.types import CandidateGroup, Fate, JudgedGroup, JudgeFailure, Outcome, Rating, Version
 from tests.factories import INITIAL, JUDGE, TRAINED, candidate, prompt, scored_pair
 
@@ -242,21 +241,6 @@ def test_completion_order_does_not_shape_the_batch(tmp_path):
     assert (x.items == y.items).all()
 
 
-def test_a_cancellation_that_arrives_with_the_result_is_not_swallowed() -> None:
-    from actors.pool import remote_call
-
-    async def scenario() -> None:
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        call = asyncio.create_task(remote_call(answer, who="stage", seconds=60))
-        await asyncio.sleep(0)
-        answer.set_result(1)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-
-    asyncio.run(scenario())
-
-
 def test_a_score_that_was_journaled_is_not_computed_again(tmp_path):
     """The driver dies after half of a step's cells: the other half is all that is left to do."""
     cfg = config(steps=1, batching={"micro_batch_tokens": 160})
@@ -319,15 +303,3 @@ def test_without_an_objective_that_wants_it_there_is_no_reference(tmp_path):
     w.ledger.close()
     assert all(np.isnan(a).all() for s in result for a in s.reference)
     assert mismatched == ()
-
-
-def test_likelihood_displacement_is_said_once():
-    watch = Displacement()
-    said = [watch.update(i, replace(TRAINED, log_ratio_chosen=-0.5 * i, rewards_margins=0.1 * i)) for i in range(1, 21)]
-    assert [i for i, text in enumerate(said, start=1) if text] == [10]
-    assert "4.0 nats less likely" in said[9]
-    assert "dpop" in said[9]
-    quiet = Displacement()
-    assert not any(
-        quiet.update(i, replace(TRAINED, log_ratio_chosen=0.5 * i, rewards_margins=0.1 * i)) for i in range(1, 21)
-    )
