@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from configs.judges import Judge
 from configs.objectives import SECTIONS, Objective
 from configs.objectives import default as default_objective
 from configs.schema import (
@@ -25,7 +26,6 @@ from configs.schema import (
     Prompts,
     Reference,
     Resources,
-    RuleJudge,
     Run,
     RunDirectory,
     Sampling,
@@ -119,7 +119,7 @@ class RunConfig(TrainingConfig):
     run: Run
     prompts: Prompts
     sampling: Sampling = Sampling()
-    judge: RuleJudge
+    judge: Judge
     pairing: Pairing = Pairing()
     evaluation: Evaluation = Evaluation()
     sft: SftPhase | None = None

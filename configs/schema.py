@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from configs.judges import Judge
 from configs.section import Section
 
 
@@ -85,14 +86,6 @@ class Sampling(Section):
     """KV cache of one CPU engine in GiB; GPU engines take what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory one GPU engine takes."""
-
-
-class RuleJudge(Section):
-    kind: Literal["rule"] = "rule"
-    rule: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """``package.module:callable``; called with a prompt and its responses, returns one score a response."""
-    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Stop the run, naming the cause, when more than this share of an iteration's judgements failed."""
 
 
 class Pairing(Section):
@@ -185,7 +178,7 @@ class Evaluation(Section):
     """Held-out prompts answered in every iteration for reward beside KL; they rotate. 0: none."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature of held-out answers (1.0: the KL estimate is of the policy itself)."""
-    judge: RuleJudge | None = None
+    judge: Judge | None = None
     """An independent second judge, shown beside the first: a win that only the trained-on judge sees is suspect."""
 
 

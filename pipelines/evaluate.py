@@ -39,11 +39,11 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
 
     KL is of ``model`` to ``against``.
     """
-    from actors.judges.rule import RuleJudgePool
     from actors.quiet import quiet_driver
     from actors.reference import ReferencePool
     from actors.sampler import SamplerPool
     from pipelines.doctor import refuse_unfit
+    from pipelines.judging import JudgeStage
     from pipelines.ledger import Ledger
     from pipelines.online import load_all_prompts
     from pipelines.session import join_cluster
@@ -57,9 +57,9 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
         quiet_driver(logs / "driver.log")
         join_cluster(config, training=False)
         quiet_driver(logs / "driver.log")
-        judges = [RuleJudgePool(config.judge, config, logs, "judge")]
+        judges = [JudgeStage(config.judge, config, logs, "judge")]
         if config.evaluation.judge is not None:
-            judges.append(RuleJudgePool(config.evaluation.judge, config, logs, "second-judge"))
+            judges.append(JudgeStage(config.evaluation.judge, config, logs, "second-judge"))
         ledger = Ledger(Path(scratch))
         reference = ReferencePool(old, logs)
         shown = _Shown(progress)

@@ -142,7 +142,7 @@ class HeldOut:
         examples = [Example(g.prompt.token_ids, (g.candidates[0].token_ids,)) for g in groups]
         ranks, budget = self._config.resources.reference.actors, self._config.batching.micro_batch_tokens
         logps = await score_examples(self._reference, examples, ranks, budget)
-        ratios = [sum(g.candidates[0].logprobs) - float(ref.sum()) for g, (ref,) in zip(groups, logps, strict=True)]
+        ratios = [sum(g.sampled[0].logprobs) - float(ref.sum()) for g, (ref,) in zip(groups, logps, strict=True)]
         return float(np.mean(ratios))
 
     def _plan(self, step: int, purpose: str) -> SamplePlan:

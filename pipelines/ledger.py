@@ -26,11 +26,11 @@ from typing import IO, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from preference.types import Candidate, CandidateGroup, JudgedGroup, Judgement, Prompt
+from preference.types import CandidateGroup, JudgedGroup, Judgement, Prompt, Response
 
 SCHEMA = 1
 Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]  # one array a response
-_candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
+_response: TypeAdapter[Response] = TypeAdapter(Response)
 _judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
 
 
@@ -132,7 +132,7 @@ class Ledger:
         """Journal candidates and judgements of ``step`` as they arrive."""
         for g in groups:
             for c in g.group.candidates:
-                self._journals["candidates"].append({"step": step, **_candidate.dump_python(c, mode="json")})
+                self._journals["candidates"].append({"step": step, **_response.dump_python(c, mode="json")})
             self._journals["judgements"].append(
                 {
                     "step": step,
@@ -161,7 +161,7 @@ class Ledger:
     def evaluated(self, step: int, groups: Sequence[CandidateGroup]) -> None:
         for g in groups:
             for c in g.candidates:
-                self._journals["evals"].append({"step": step, **_candidate.dump_python(c, mode="json")})
+                self._journals["evals"].append({"step": step, **_response.dump_python(c, mode="json")})
         self._journals["evals"].commit()
 
     # -- what a later attempt finds ------------------------------------------------------------------------------
@@ -169,19 +169,18 @@ class Ledger:
     def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, tuple[JudgedGroup, ...]]:
         """The judged candidates of the steps whose data is complete, by step number."""
         complete = self.prepared_steps()
-        candidates: dict[tuple[int, str], dict[str, Candidate]] = {}
+        candidates: dict[tuple[int, str], dict[str, Response]] = {}
         for r in self._journals["candidates"]:
             step = r.pop("step")
             if step in complete:
-                c = _candidate.validate_python(r, strict=False)
+                c = _response.validate_python(r, strict=False)
                 candidates.setdefault((step, c.prompt_id), {})[c.id] = c
         groups: dict[int, dict[str, JudgedGroup]] = {}
         for r in self._journals["judgements"]:
             key = (r["step"], r["prompt_id"])
             if key in candidates and r["prompt_id"] in prompts:
-                ordered = tuple(sorted(candidates[key].values(), key=lambda c: c.index))
                 judgements = tuple(_judgement.validate_python(j) for j in r["judgements"])
-                group = CandidateGroup(prompts[r["prompt_id"]], ordered)
+                group = CandidateGroup(prompts[r["prompt_id"]], tuple(candidates[key].values()))
                 groups.setdefault(r["step"], {})[r["prompt_id"]] = JudgedGroup(group, judgements)
         return {s: tuple(groups.get(s, {}).values()) for s in sorted(complete)}
 
@@ -195,10 +194,10 @@ class Ledger:
 
     def evaluation(self, step: int, prompts: Mapping[str, Prompt]) -> list[CandidateGroup]:
         """Journaled held-out answers of ``step``; empty where there are none."""
-        found: dict[str, Candidate] = {}
+        found: dict[str, Response] = {}
         for r in self._journals["evals"]:
             if r.pop("step") == step:
-                c = _candidate.validate_python(r)
+                c = _response.validate_python(r)
                 found[c.prompt_id] = c
         return [CandidateGroup(prompts[i], (c,)) for i, c in found.items() if i in prompts]
 

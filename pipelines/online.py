@@ -12,13 +12,13 @@ import asyncio
 import random
 from collections import Counter
 
-from actors.judges.rule import RuleJudgePool
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
 from configs.loading import ConfigError
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
 from pipelines.heldout import HeldOut
+from pipelines.judging import JudgeStage
 from pipelines.ledger import Ledger
 from pipelines.offline import after_sft
 from pipelines.progress import Progress
@@ -108,7 +108,7 @@ class OnlineSource:
         limit = self._config.judge.max_failure_rate
         if failures and len(failures) / len(judged) > limit:
             raise JudgeUnreliable(
-                f"judge {self._config.judge.rule} failed on {len(failures)} of {len(judged)} prompts "
+                f"judge {self._judge.name} failed on {len(failures)} of {len(judged)} prompts "
                 f"(judge.max_failure_rate = {limit}); first error: {failures[0].error}"
             )
 
@@ -145,9 +145,9 @@ async def _online(config: RunConfig, session: Session) -> None:
     log_dir = session.log_dir
     trainer = session.trainer(config, config.run.steps)
     sampler = SamplerPool(config, log_dir)
-    judges = [RuleJudgePool(config.judge, config, log_dir, "judge")]
+    judges = [JudgeStage(config.judge, config, log_dir, "judge")]
     if config.evaluation.judge is not None:
-        judges.append(RuleJudgePool(config.evaluation.judge, config, log_dir, "second-judge"))
+        judges.append(JudgeStage(config.evaluation.judge, config, log_dir, "second-judge"))
     reference = session.reference(config)
     try:
         session.progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")

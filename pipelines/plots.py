@@ -20,6 +20,7 @@ _FATES = {
     Fate.UNFINISHED: "with too few finished candidates left",
     Fate.JUDGE_FAILED: "whose judgements failed",
     Fate.ABSTAINED: "the judge declined to rank",
+    Fate.WAITING: "waits for people's labels",
     Fate.STALE: "dropped because their candidates were too old",
     Fate.TOO_LONG: "left out as too long",
 }

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from preference.types import (
-    Candidate,
     Fate,
-    FinishReason,
     JudgedGroup,
     JudgeFailure,
     Outcome,
     Pair,
     Rating,
+    Response,
     content_id,
 )
 
@@ -58,7 +57,7 @@ def make_pair(judged: JudgedGroup, rules: PairingRules) -> Paired | Unpaired:
     """
     candidates = judged.group.candidates
     if rules.missing_eos == "drop":
-        candidates = tuple(c for c in candidates if c.finish_reason is FinishReason.STOP)
+        candidates = tuple(c for c in candidates if c.finished)
         if len(candidates) < 2:
             return Unpaired(Fate.UNFINISHED)
     scores = _scores(judged, rules)
@@ -69,7 +68,7 @@ def make_pair(judged: JudgedGroup, rules: PairingRules) -> Paired | Unpaired:
         return Unpaired(Fate.IDENTICAL)
     may_win = candidates
     if rules.missing_eos == "never_chosen":
-        may_win = tuple(c for c in candidates if c.finish_reason is FinishReason.STOP)
+        may_win = tuple(c for c in candidates if c.finished)
         if not may_win:
             return Unpaired(Fate.UNFINISHED)
     chosen, rejected = _select(may_win, candidates, scores, rules)
@@ -84,7 +83,7 @@ def _scores(judged: JudgedGroup, rules: PairingRules) -> dict[str, float]:
     scores = ratings(judged)
     if rules.missing_eos == "penalise":
         for c in judged.group.candidates:
-            if c.id in scores and c.finish_reason is not FinishReason.STOP:
+            if c.id in scores and not c.finished:
                 scores[c.id] -= rules.missing_eos_penalty
     return scores
 
@@ -96,17 +95,17 @@ def _why_unjudged(judged: JudgedGroup) -> Fate:
 
 
 def _select(
-    may_win: tuple[Candidate, ...],
-    candidates: tuple[Candidate, ...],
+    may_win: tuple[Response, ...],
+    candidates: tuple[Response, ...],
     scores: Mapping[str, float],
     rules: PairingRules,
-) -> tuple[Candidate, Candidate]:
+) -> tuple[Response, Response]:
     """(chosen, rejected); equal scores are ordered by index, which only matters where the margin makes no tie."""
     rng = random.Random(content_id("pairing", rules.seed, *(c.id for c in candidates)))
-    best = max(may_win, key=lambda c: (scores[c.id], -c.index))
+    best = max(may_win, key=lambda c: scores[c.id])
     others = [c for c in candidates if c is not best]
     if rules.strategy == "best_vs_worst":
-        return best, min(others, key=lambda c: (scores[c.id], c.index))
+        return best, min(others, key=lambda c: scores[c.id])
     if rules.strategy == "best_vs_random":
         return best, rng.choice(others)
     first = rng.choice(may_win)

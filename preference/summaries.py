@@ -8,18 +8,18 @@ import numpy as np
 
 from preference.pairing import ratings
 from preference.reports import SampleMetrics, SampleRow
-from preference.types import FinishReason, JudgedGroup, JudgeFailure, Pair, Scored, Version, oldest_version
+from preference.types import Candidate, JudgedGroup, JudgeFailure, Pair, Response, Scored, Version, oldest_version
 
 
 def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
     """Over every candidate of ``judged``, trained on or not; scores over those that have one (nan if none)."""
-    candidates = [c for j in judged for c in j.group.candidates]
+    candidates = [c for j in judged for c in j.group.sampled]
     scores = [s for j in judged for s in ratings(j).values()]
     return SampleMetrics(
         score=_mean(scores),
         score_std=float(np.std(scores)) if scores else float("nan"),
         length=_mean(len(c.token_ids) for c in candidates),
-        missing_eos=_mean(c.finish_reason is not FinishReason.STOP for c in candidates),
+        missing_eos=_mean(not c.finished for c in candidates),
         entropy=_mean(-sum(c.logprobs) for c in candidates),
         judge_failures=sum(isinstance(x, JudgeFailure) for j in judged for x in j.judgements),
     )
@@ -36,11 +36,13 @@ def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[Scored]) -> tupl
             role = "chosen" if c.id in chosen else "rejected" if c.id in rejected else "unused"
             score = scores.get(c.id, float("nan"))
             rows.append(
-                SampleRow(
-                    j.group.prompt.id, j.group.prompt.text, c.text, score, role, str(c.version_max), len(c.token_ids)
-                )
+                SampleRow(j.group.prompt.id, j.group.prompt.text, c.text, score, role, _origin(c), len(c.token_ids))
             )
     return tuple(rows)
+
+
+def _origin(response: Response) -> str:
+    return str(response.version_max) if isinstance(response, Candidate) else response.player
 
 
 def ages(scored: Sequence[Scored], current: Version) -> tuple[int, ...]:

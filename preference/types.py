@@ -1,4 +1,4 @@
-"""The data, in the order it flows: Prompt -> Candidate -> Judgement -> Pair -> ScoredRow -> weights v+1.
+"""The data, in the order it flows: Prompt -> Candidate -> Judgement -> Pair -> Scored -> weights v+1.
 
 One frozen dataclass per arrow. A later stage gets a new type, never an optional field filled in later.
 Everything here is plain Python and numpy, so a record can be journaled, hashed and sent between actors.
@@ -89,6 +89,12 @@ class Candidate:
     version_max: Version
     """Oldest and newest weights that sampled a token of it (they differ only for in-flight weight updates)."""
     player: str = "policy"
+    """Who sampled it: the policy, an earlier version of it, the reference, another model (``opponents:``)."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ends with the end of the turn rather than at max_tokens."""
+        return self.finish_reason is FinishReason.STOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,10 @@ class Written:
     text: str
     player: str = "data"
 
+    @property
+    def finished(self) -> bool:
+        return True
+
 
 Response = Candidate | Written
 
@@ -111,7 +121,25 @@ class CandidateGroup:
     """All candidates of one prompt: the unit that judges and pairing work on."""
 
     prompt: Prompt
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Response, ...]
+
+    @property
+    def sampled(self) -> tuple[Candidate, ...]:
+        """The candidates without those that came from a data set or a person."""
+        return tuple(c for c in self.candidates if isinstance(c, Candidate))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two responses to one prompt that a pairwise judge is asked to compare."""
+
+    prompt: Prompt
+    first: Response
+    second: Response
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        return self.first.id, self.second.id
 
 
 class Outcome(StrEnum):
@@ -137,6 +165,9 @@ class Rating:
     candidate_id: str
     value: float
     judge: JudgeInfo
+    rationale: str = ""
+    seconds: float = 0.0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +180,12 @@ class Verdict:
     probability: float
     judge: JudgeInfo
     order_flipped: bool = False
+    """The two orders of presentation, decided alone, contradict each other (first against second)."""
     rationale: str = ""
+    seconds: float = 0.0
+    """Time from asking to the verdict, of all the calls it took."""
+    cost: float = 0.0
+    """What it cost, in the currency of the judge's configured prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +196,8 @@ class JudgeFailure:
     outcome: Outcome  # ABSTAIN or FAILED
     error: str
     judge: JudgeInfo
+    seconds: float = 0.0
+    cost: float = 0.0
 
 
 Judgement = Rating | Verdict | JudgeFailure
@@ -220,6 +258,7 @@ class Fate(StrEnum):
     UNFINISHED = "unfinished"  # too few candidates left under the missing-EOS policy
     JUDGE_FAILED = "judge_failed"
     ABSTAINED = "abstained"
+    WAITING = "waiting"  # for people; its labels come with a later batch, which then decides its fate
     STALE = "stale"
     TOO_LONG = "too_long"
 

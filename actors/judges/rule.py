@@ -6,27 +6,23 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
 from actors.pool import ActorPool, actor_options, remote_call
 from actors.quiet import redirect_output
-from configs.schema import RuleJudge
+from configs.judges import RuleJudge
+from configs.schema import Deadlines, Group
 from preference.types import (
     CandidateGroup,
-    JudgedGroup,
     JudgeFailure,
     JudgeInfo,
-    Judgement,
     Outcome,
     Prompt,
     Rating,
     content_id,
 )
-
-if TYPE_CHECKING:  # it knows the objectives and so imports torch, which no judge process needs
-    from configs.runs import RunConfig
 
 Rule = Callable[[Prompt, Sequence[str]], Sequence[float]]
 
@@ -41,7 +37,7 @@ def load_rule(path: str) -> Rule:
     return rule
 
 
-def apply_rule(rule: Rule, info: JudgeInfo, group: CandidateGroup) -> tuple[Judgement, ...]:
+def apply_rule(rule: Rule, info: JudgeInfo, group: CandidateGroup) -> tuple[Rating | JudgeFailure, ...]:
     """Ratings of a group. A rule that raises or returns nonsense yields one failure, never a score."""
     ids = tuple(c.id for c in group.candidates)
     try:
@@ -61,32 +57,33 @@ class RuleJudgeActor:
         self._rule = load_rule(config.rule)
         self._info = JudgeInfo(config.rule, content_id("rule", config.rule))
 
-    def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
-        return [JudgedGroup(g, apply_rule(self._rule, self._info, g)) for g in groups]
+    def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
+        return [r for g in groups for r in apply_rule(self._rule, self._info, g)]
 
     def ready(self) -> bool:
         return True
 
 
 class RuleJudgePool:
-    def __init__(self, judge: RuleJudge, config: RunConfig, log_dir: Path, name: str) -> None:
+    """A ``Rater``."""
+
+    def __init__(self, judge: RuleJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str) -> None:
         remote: Any = ray.remote(RuleJudgeActor)
-        group = config.resources.judge
-        self._start_s = config.deadlines.start_s
+        self._start_s = deadlines.start_s
         self.name = judge.rule.partition(":")[2]
         self._actors = [
             remote.options(**actor_options(group)).remote(judge, str(log_dir / f"{name}-{i}.log"))
             for i in range(group.actors)
         ]
-        self._pool: ActorPool[Any] = ActorPool(name, self._actors, config.deadlines.call_s)
+        self._pool: ActorPool[Any] = ActorPool(name, self._actors, deadlines.call_s)
 
     async def ready(self) -> None:
         for i, actor in enumerate(self._actors):
             await remote_call(actor.ready.remote(), who=f"judge actor {i} (starting)", seconds=self._start_s)
 
-    async def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
-        judged: list[JudgedGroup] = await self._pool.call(lambda a: a.judge.remote(groups))
-        return judged
+    async def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
+        rated: list[Rating | JudgeFailure] = await self._pool.call(lambda a: a.rate.remote(groups))
+        return rated
 
     def close(self) -> None:
         self._pool.kill()

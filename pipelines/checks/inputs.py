@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.judges import RuleJudge, singles
 from configs.runs import OfflineConfig, RunConfig, TrainingConfig
 from pipelines.checks import Check, Level
 from pipelines.prepare_model import MODEL_NAME, tensors, weight_files
@@ -83,10 +84,10 @@ def rules(config: TrainingConfig) -> dict[str, str]:
     """The rule of every judge of the run, under the section that names it."""
     if not isinstance(config, RunConfig):
         return {}
-    named = {"judge": config.judge.rule}
+    judges = list(singles("judge", config.judge))
     if config.evaluation.judge is not None:
-        named["evaluation.judge"] = config.evaluation.judge.rule
-    return named
+        judges += singles("evaluation.judge", config.evaluation.judge)
+    return {section: judge.rule for section, judge in judges if isinstance(judge, RuleJudge)}
 
 
 def judge(section: str, rule: str) -> Check:

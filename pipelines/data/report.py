@@ -51,6 +51,7 @@ REASON_OF_FATE: Mapping[Fate, Reason] = {
     Fate.UNFINISHED: Reason.MISSING_EOS,
     Fate.JUDGE_FAILED: Reason.JUDGE_FAILED,
     Fate.ABSTAINED: Reason.JUDGE_FAILED,
+    Fate.WAITING: Reason.UNANNOTATED,
     Fate.STALE: Reason.NOT_TRAINED,
     Fate.TOO_LONG: Reason.ITEM_TOO_LONG,
 }

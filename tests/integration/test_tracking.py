@@ -67,7 +67,7 @@ def config_for(root: Path, name: str, **extra: Any) -> RunConfig:
         (root / file).write_text("".join(json.dumps({"id": f"{file}{i}", "prompt": "hi"}) + "\n" for i in range(rows)))
     prompts = {"train": str(root / "train.jsonl"), "heldout": str(root / "heldout.jsonl")}
     raw = {"run": {"name": name, "root": str(root)}, "model": {"path": "/models/x"}, "prompts": prompts}
-    return validate(RunConfig, raw | {"judge": {"rule": "a.b:c"}} | extra)
+    return validate(RunConfig, raw | {"judge": {"kind": "rule", "rule": "a.b:c"}} | extra)
 
 
 def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.CaptureFixture[str]) -> None:

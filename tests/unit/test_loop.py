@@ -29,7 +29,7 @@ def config(steps=4, staleness=0, **sections):
         "run": {"name": "t", "root": "/tmp", "steps": steps, "max_staleness": staleness},
         "model": {"path": "/m"},
         "prompts": {"train": "/t", "heldout": "/h", "max_tokens": 64},
-        "judge": {"rule": "a:b"},
+        "judge": {"kind": "rule", "rule": "a:b"},
         "evaluation": {"prompts": 3, "probe": 2},
         "sampling": {"prompts_per_step": 5, "candidates": 2},
     }
@@ -191,7 +191,7 @@ def test_every_prompt_has_one_fate_and_a_step_without_pairs_is_skipped(tmp_path)
 
 def test_a_failing_judge_is_counted_and_past_the_limit_stops_the_run(tmp_path):
     judge = FakeJudge()
-    rules = {"rule": "a:b", "max_failure_rate": 0.5}
+    rules = {"kind": "rule", "rule": "a:b", "max_failure_rate": 0.5}
     w = World(tmp_path / "a", config(steps=1, judge=rules), judge)
     original = w.heldout.baseline
 

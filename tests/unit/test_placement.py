@@ -10,7 +10,7 @@ from actors.placement import by_stage, requested, shortfalls
 from configs.loading import validate
 from configs.runs import RunConfig
 
-RULE = {"rule": "actors.judges.rules:vader_sentiment"}
+RULE = {"kind": "rule", "rule": "actors.judges.rules:vader_sentiment"}
 
 
 def configured(resources: dict[str, Any], second_judge: bool = False) -> RunConfig:

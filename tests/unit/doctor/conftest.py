@@ -56,7 +56,7 @@ def configure(tmp_path: Path, model: Path) -> Configure:
             "run": {"name": "t", "root": str(tmp_path / "runs")},
             "model": {"path": str(model)},
             "prompts": {"train": "/a", "heldout": "/b"},
-            "judge": {"rule": "actors.judges.rules:vader_sentiment"},
+            "judge": {"kind": "rule", "rule": "actors.judges.rules:vader_sentiment"},
         }
         for name, fields in sections.items():
             raw[name] = {**raw.get(name, {}), **fields}

@@ -67,6 +67,6 @@ def test_every_problem_is_listed_at_once(configure: Configure, monkeypatch: pyte
     available(monkeypatch, 1)
     disk(monkeypatch, 1)
     with pytest.raises(UnfitError) as refused:
-        refuse_unfit(configure(judge={"rule": "no_such_package.rules:score"}))
+        refuse_unfit(configure(judge={"kind": "rule", "rule": "no_such_package.rules:score"}))
     lines = str(refused.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["judge", "disk", "memory"]

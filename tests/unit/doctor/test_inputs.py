@@ -94,7 +94,7 @@ def test_a_sentencepiece_tokenizer_will_do(configure: Configure, model: Path) ->
 
 
 def test_an_unknown_judge_fails(configure: Configure) -> None:
-    bad = {"rule": "no_such_package.rules:score"}
+    bad = {"kind": "rule", "rule": "no_such_package.rules:score"}
     assert "no module named no_such_package" in failure(configure(judge=bad), "judge")
     detail = failure(configure(evaluation={"judge": bad}), "evaluation.judge")
     assert "correct evaluation.judge.rule" in detail
@@ -103,4 +103,4 @@ def test_an_unknown_judge_fails(configure: Configure) -> None:
 def test_a_judge_is_not_imported(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "explosive.py").write_text("raise RuntimeError")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert only(configure(judge={"rule": "explosive:score"}), "judge").level is Level.OK
+    assert only(configure(judge={"kind": "rule", "rule": "explosive:score"}), "judge").level is Level.OK

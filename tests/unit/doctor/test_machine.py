@@ -150,7 +150,9 @@ def test_too_little_memory_fails_and_little_warns(configure: Configure, monkeypa
 def test_memory_by_stage(configure: Configure, dtype: str, size: int) -> None:
     groups = {"sampler": {"actors": 2}, "reference": {"actors": 3}, "trainer": {"actors": 4}, "judge": {"actors": 2}}
     config = configure(
-        model={"dtype": dtype}, resources=groups, evaluation={"judge": {"rule": "actors.judges.rules:vader_sentiment"}}
+        model={"dtype": dtype},
+        resources=groups,
+        evaluation={"judge": {"kind": "rule", "rule": "actors.judges.rules:vader_sentiment"}},
     )
     billions = 7
     assert machine._estimate(config, billions * 10**9) == pytest.approx(

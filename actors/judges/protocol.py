@@ -1,0 +1,38 @@
+"""What a judge is: it rates responses one by one, or it compares two of them. Either may fail; none invents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from preference.types import CandidateGroup, JudgeFailure, Match, Rating, Verdict
+
+
+class JudgePool(Protocol):
+    """What every judge has, whatever it judges by. Actors start when the pool is made; ``ready`` waits for them."""
+
+    name: str
+
+    async def ready(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Rater(JudgePool, Protocol):
+    """A pointwise judge."""
+
+    async def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
+        """For every candidate of every group a rating or its part in a failure; calls may overlap."""
+        ...
+
+
+class Comparer(JudgePool, Protocol):
+    """A pairwise judge."""
+
+    async def compare(self, matches: Sequence[Match]) -> list[Verdict | JudgeFailure]:
+        """One result a match, in order; ``Verdict.first_id`` is the match's first whatever was presented first.
+
+        A judge that has an order of presentation asks in both and averages P(first is better) before it decides.
+        Calls may overlap.
+        """
+        ...
