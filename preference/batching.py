@@ -170,6 +170,7 @@ class Cell:
     weights: Floats  # [E]: 1, or 0 for a filler that only keeps ranks in step
     desirable: NDArray[np.bool_]  # [S] a pair's chosen, or a single response that is wanted
     probability: Floats  # [E] the judge's P(chosen is better)
+    tied: NDArray[np.bool_]  # [E] the judge saw no winner
     from_reference: Ints  # [E] +1 the reference wrote the chosen response, -1 the rejected one, 0 neither or both
     sampler: Floats  # [N] log-probs the sampler reported for the same tokens; nan where no policy sampled them
     reference: Floats  # [N] log-probs of the reference; nan without one
@@ -281,6 +282,7 @@ def _cell(planned: PlannedCell, scored: Sequence[Scored]) -> Cell:
         weights=_weights(planned),
         desirable=np.array([d for item in items for d in _desirable(item)], np.bool_),
         probability=np.array([i.probability if isinstance(i, Pair) else 1.0 for i in items], np.float32),
+        tied=np.array([isinstance(i, Pair) and i.tied for i in items], np.bool_),
         from_reference=np.array([_from_reference(i) for i in items], np.int64),
         sampler=np.array([x for logps in sampler for x in logps], np.float32),
         reference=np.concatenate([a for s in scored for a in s.reference]),

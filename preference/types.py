@@ -218,9 +218,12 @@ class Pair:
     chosen: Response
     rejected: Response
     margin: float
-    """Judge score of chosen minus rejected, in the judge's units (> 0; 1 where there is no score)."""
+    """Judge score of chosen minus rejected, in the judge's units; log-odds of a judge that compares (> 0, for a kept
+    tie >= 0; 1 where there is no score)."""
     probability: float = 1.0
-    """The judge's P(chosen is better); 1 for a plain label."""
+    """The judge's P(chosen is better); 1 for a plain label, 1/2 for a kept tie."""
+    tied: bool = False
+    """Neither is better, and which one is called chosen means nothing: for objectives that know ties alone."""
 
     @property
     def responses(self) -> tuple[Response, ...]:

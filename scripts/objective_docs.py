@@ -46,6 +46,8 @@ def vars_of(bound: object) -> list[object]:
 
 def section(name: str, definition: Objective) -> str:
     traits = [f"data: {definition.data}", "reference" if definition.reference else "no reference"]
+    if definition.ties:
+        traits.append("takes tied pairs (`pairing.ties: keep`)")
     if definition.observe:
         traits.append("statistics of the whole batch")
     paper = f"[arXiv {definition.paper}](https://arxiv.org/abs/{definition.paper})" if definition.paper else ""

@@ -7,4 +7,5 @@ from preference.objectives import games as games
 from preference.objectives import length as length
 from preference.objectives import reference_free as reference_free
 from preference.objectives import sigmoid as sigmoid
+from preference.objectives import ties as ties
 from preference.objectives.base import REGISTRY as REGISTRY

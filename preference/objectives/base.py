@@ -67,6 +67,7 @@ class PairSums:
     chosen_len: Tensor  # tokens
     rejected_len: Tensor
     probability: Tensor  # the judge's P(chosen is better), 1 for a plain label
+    tied: Tensor  # bool: the judge saw no winner; only for objectives that declare ``ties``
     from_reference: Tensor  # which response the reference wrote: +1 chosen, -1 rejected, 0 neither (or both)
 
     @property
@@ -146,6 +147,7 @@ class Objective:
     mismatched: bool  # ``observe`` wants log-ratios of mismatched prompts and responses
     collision: bool  # ``loss`` wants ``Tokens.collision``
     reference_samples: bool  # learns only from pairs of which the reference wrote a response
+    ties: bool  # knows what to do with a pair that the judge called a tie
 
 
 REGISTRY: dict[str, Objective] = {}
@@ -165,6 +167,7 @@ def objective(
     mismatched: bool = False,
     collision: bool = False,
     reference_samples: bool = False,
+    ties: bool = False,
 ) -> Callable[[Loss], Loss]:
     """Register a loss function under ``name``; returns it unchanged, so tests call it directly."""
 
@@ -185,6 +188,7 @@ def objective(
             mismatched,
             collision,
             reference_samples,
+            ties,
         )
         return loss
 

@@ -50,6 +50,7 @@ class CellSums:
     length: Tensor  # [S]
     desirable: Tensor  # [S]
     probability: Tensor  # [E]
+    tied: Tensor  # [E]
     from_reference: Tensor  # [E]
 
 
@@ -65,6 +66,7 @@ def cell_sums(cell: Cell, logps: Tensor) -> CellSums | None:
         lengths,
         torch.tensor(cell.desirable),
         torch.tensor(cell.probability).double(),
+        torch.tensor(cell.tied),
         torch.tensor(cell.from_reference),
     )
 
@@ -102,6 +104,7 @@ def assemble(parts: Sequence[CellSums], mismatched: Sequence[Tensor], data: str)
         chosen_len=length[:, 0],
         rejected_len=length[:, 1],
         probability=torch.cat([p.probability for p in parts])[order],
+        tied=torch.cat([p.tied for p in parts])[order],
         from_reference=torch.cat([p.from_reference for p in parts])[order],
     )
     return Observed(sums, ratios)
@@ -154,6 +157,7 @@ def _pair_logps(cell: Cell, r: _Responses) -> PairLogps:
         chosen_len=chosen_len,
         rejected_len=rejected_len,
         probability=torch.tensor(cell.probability).to(device, r.policy.dtype),
+        tied=torch.tensor(cell.tied).to(device),
         from_reference=torch.tensor(cell.from_reference).to(device),
         index=torch.tensor(cell.items).to(device),
         chosen_tokens=tokens(owner_is_chosen, chosen_len),
@@ -223,7 +227,9 @@ def _reported(cell: Cell, r: _Responses, first: Term) -> dict[str, Tensor]:
                 "count": torch.ones_like(ratio),
             }
             sums |= {f"{name}_{side}": torch.where(present, v, 0).sum() for name, v in shown.items()}
-        won = (reward[0::2] > reward[1::2]).double() if r.each == 2 else torch.full_like(r.item_weights, float("nan"))
+        won = torch.full_like(r.item_weights, float("nan"))
+        if r.each == 2:  # there is nothing to be right about in a tie: it counts half
+            won = (reward[0::2] > reward[1::2]).double().masked_fill(torch.tensor(cell.tied).to(reward.device), 0.5)
         sums["accuracies"] = torch.where(r.item_weights > 0, won, 0).sum()
         sampler = torch.tensor(cell.sampler).to(r.policy.device)
         counted = r.weights.repeat_interleave(length).bool() & sampler.isfinite()

@@ -34,6 +34,7 @@ class Pairs:
     chosen: Tokens
     rejected: Tokens
     probability: Tensor
+    tied: Tensor
     from_reference: Tensor
 
     @property
@@ -56,6 +57,7 @@ class Pairs:
             chosen_len=one.lengths,
             rejected_len=two.lengths,
             probability=self.probability[list(which)],
+            tied=self.tied[list(which)],
             from_reference=self.from_reference[list(which)],
             index=torch.tensor(list(which)),
             chosen_tokens=one,
@@ -64,23 +66,22 @@ class Pairs:
 
     def observed(self, mismatched: Sequence[float] = ()) -> Observed:
         logps = self.logps(self.chosen.policy, self.rejected.policy)
-        fields = {name: getattr(logps, name).double() for name in PairSums.__slots__}
+        fields = {name: getattr(logps, name) for name in PairSums.__slots__}
+        fields = {name: value if value.dtype is torch.bool else value.double() for name, value in fields.items()}
         return Observed(PairSums(**fields), torch.tensor(mismatched, dtype=torch.float64))
 
     def subset(self, which: Sequence[int]) -> Pairs:
         """These pairs as a batch of their own."""
         rows = list(which)
-        return Pairs(
-            take(self.chosen, rows), take(self.rejected, rows), self.probability[rows], self.from_reference[rows]
-        )
+        sides = take(self.chosen, rows), take(self.rejected, rows)
+        return Pairs(*sides, self.probability[rows], self.tied[rows], self.from_reference[rows])
 
     def swapped(self) -> Pairs:
-        return Pairs(self.rejected, self.chosen, 1 - self.probability, -self.from_reference)
+        return Pairs(self.rejected, self.chosen, 1 - self.probability, self.tied, -self.from_reference)
 
     def to(self, dtype: torch.dtype) -> Pairs:
-        return Pairs(
-            _to(self.chosen, dtype), _to(self.rejected, dtype), self.probability.to(dtype), self.from_reference
-        )
+        sides = _to(self.chosen, dtype), _to(self.rejected, dtype)
+        return Pairs(*sides, self.probability.to(dtype), self.tied, self.from_reference)
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def pairs(chosen, rejected, chosen_ref, rejected_ref, chosen_len=None, rejected_
         tokens_of(chosen, chosen_ref, chosen_len or ones, collision),
         tokens_of(rejected, rejected_ref, rejected_len or ones, collision),
         torch.tensor(fields.get("probability", [1.0] * len(chosen)), dtype=torch.float64),
+        torch.tensor(fields.get("tied", [False] * len(chosen))),
         torch.tensor(fields.get("from_reference", [0] * len(chosen))),
     )
 
@@ -168,7 +170,8 @@ def random_batch(name: str, size: int = 6, seed: int = 0) -> Batch:
     if REGISTRY[name].data == "labels":
         return Labels(tokens, torch.arange(size) % 3 != 0)
     probability = torch.rand(size, dtype=torch.float64, generator=generator)
-    return Pairs(tokens, random_tokens(generator, size), probability, torch.arange(size) % 3 - 1)
+    number = torch.arange(size)
+    return Pairs(tokens, random_tokens(generator, size), probability, number % 4 == 1, number % 3 - 1)
 
 
 def defaults(name: str) -> dict[str, object]:

@@ -21,6 +21,7 @@ VARIANTS = {
     "bco": [{"beta": 1.0}],
     "beta_dpo": [{"beta": 1.0, "filtered": 0.0}, {"filtered": 0.5, "sensitivity": 2.0}],
     "cpo": [{"normalise": False}, {"beta": 1.0, "alpha": 0.0}],
+    "davidson": [{"beta": 1.0}, {"nu": 1e-6}],
     "discopop": [{"beta": 1.0}, {"beta": 1.0, "tau": 1.0}],
     "dpo": [{"beta": 1.0}, {"label_smoothing": 0.2}],
     "dpop": [{"beta": 1.0, "penalty": 1.0}],
@@ -40,6 +41,7 @@ VARIANTS = {
     "nca": [{"beta": 1.0}],
     "orpo": [{"odds_weight": 2.0}],
     "r_dpo": [{"beta": 1.0, "alpha": 0.5}],
+    "rao_kupper": [{"beta": 1.0}, {"nu": 1.000001}],
     "robust": [{"beta": 1.0, "label_smoothing": 0.45}],
     "rpo": [{"normalise": False, "alpha": 0.005}],
     "sft": [],
@@ -115,7 +117,8 @@ def test_is_finite_with_finite_gradients_at_extremes(name, parameters, dtype):
     if REGISTRY[name].data == "labels":
         batch = Labels(one, torch.arange(count) % 2 == 0)
     else:
-        batch = Pairs(one, two, torch.linspace(0, 1, count), torch.arange(count) % 3 - 1)
+        number = torch.arange(count)
+        batch = Pairs(one, two, torch.linspace(0, 1, count), number % 2 == 1, number % 3 - 1)
     batch = batch.to(dtype)
     leaves = batch.leaves()
     for mismatched in ([1e4], [-1e4]):

@@ -67,6 +67,45 @@ def test_kto_at_the_reference():
     assert_all(losses("kto", batch, stats=observe("kto", batch, mismatched=[0.0])), 0.5)
 
 
+TIES = ["rao_kupper", "davidson"]
+
+
+def tied_as(batch, tied):
+    return dataclasses.replace(batch, tied=torch.full_like(batch.tied, tied))
+
+
+@pytest.mark.parametrize("name", TIES)
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_win_loss_and_tie_are_all_there_is(name, beta):
+    batch = random_batch(name)
+    won, lost = (losses(name, tied_as(b, False), beta=beta) for b in (batch, batch.swapped()))
+    tied = losses(name, tied_as(batch, True), beta=beta)
+    assert_all((-won).exp() + (-lost).exp() + (-tied).exp(), 1.0)
+    torch.testing.assert_close(losses(name, tied_as(batch.swapped(), True), beta=beta), tied)
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_equals_tie_half_of_the_time(name):
+    assert_all(losses(name, tied_as(at_reference(name), True)), LN2)
+    assert_all(losses(name, tied_as(at_reference(name), False)), 2 * LN2)
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_a_tie_pulls_the_two_together(name):
+    """Whichever response the policy favours, its gradient is the one that makes it less likely."""
+    batch = pairs([-4.0, -6.0], [-5.0, -5.0], [-5.0, -5.0], [-5.0, -5.0], tied=[True, True])
+    leaves = batch.leaves()
+    chosen, rejected = gradients(losses(name, batch, leaves, beta=1.0).sum(), leaves)
+    assert chosen[0] > 0 > chosen[1]
+    torch.testing.assert_close(chosen, -rejected)
+
+
+@pytest.mark.parametrize(("name", "nu"), [("rao_kupper", 1 + 1e-9), ("davidson", 1e-9)])
+def test_where_nothing_ties_it_is_dpo(name, nu):
+    batch = random_batch(name)
+    torch.testing.assert_close(losses(name, tied_as(batch, False), nu=nu), losses("dpo", batch), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.49])
 def test_cdpo_mixes_a_pair_with_its_swap(smoothing):
     batch = random_batch("dpo")
@@ -220,6 +259,8 @@ def test_log1mexp_keeps_its_digits():
         ("dpo", "label_smoothing", 0.5, 0.0),
         ("exo", "label_smoothing", 0.0, 1e-3),
         ("dpo", "beta", 0.0, 1e-6),
+        ("davidson", "nu", 0.0, 1.0),
+        ("rao_kupper", "nu", 1.0, 3.0),
         ("f_dpo", "alpha", 1.0, 0.99),
         ("f_dpo", "divergence", "chi", "js"),
         ("discopop", "tau", 1.5, 1.0),

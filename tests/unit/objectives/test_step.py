@@ -1,5 +1,7 @@
 """A step's loss and gradient do not depend on how its items are laid out over workers and micro-batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,8 @@ def items(kind):
             for i, (n, a, _) in enumerate(SHAPES)
         ]
         scored = [Scored(item, (np.zeros(len(item.response.token_ids), np.float32),)) for item in made]
+    else:
+        scored[2] = replace_tie(scored[2], True)
     return [Scored(s.item, tuple(rng.normal(-2, 0.5, len(a)).astype(np.float32) for a in s.reference)) for s in scored]
 
 
@@ -80,6 +84,23 @@ def test_no_layout_changes_the_maths(name):
             other, others = step(section, scored, *layout)
             assert other == pytest.approx(loss, abs=1e-9), (kind, layout)
             assert torch.allclose(others, gradient, atol=1e-9), (kind, layout)
+
+
+def test_a_tie_reaches_the_objective_and_counts_half_in_accuracy():
+    scored = items("pairs")[1:4]
+    tied = [replace_tie(s, True) for s in scored]
+    section = SECTIONS["rao_kupper"](name="rao_kupper", beta=1.0)
+    (lost, first), (found, second) = (step(section, s, 2, 60) for s in ([replace_tie(s, False) for s in scored], tied))
+    assert found != pytest.approx(lost)
+    assert not torch.allclose(first, second)
+    cell = collate(tied, 1, 200).cells[0][0]
+    logps = torch.zeros(len(cell.reference), dtype=torch.float64)
+    _, sums = cell_loss(cell, logps, torch.zeros(0), section.as_terms(), [None], collate(tied, 1, 200).size)
+    assert sums["accuracies"] == pytest.approx(1.5)
+
+
+def replace_tie(scored, tied):
+    return replace(scored, item=replace(scored.item, tied=tied))
 
 
 def test_a_mix_is_the_weighted_sum_of_its_terms():

@@ -51,7 +51,7 @@ CASES = {
     "xpo": ("xpo", {"alpha": 0.2}),
     "nash_md": ("nash_md", {"beta": 0.3}),
 }
-NOT_IN_TRL = {"dpop", "r_dpo", "beta_dpo"}
+NOT_IN_TRL = {"beta_dpo", "davidson", "dpop", "r_dpo", "rao_kupper"}
 
 
 def test_every_case_and_every_objective_is_compared():
@@ -73,7 +73,8 @@ def batch_for(name: str) -> Pairs | Labels:
     if REGISTRY[name].data == "labels":
         return Labels(tokens("chosen", "rejected"), torch.arange(2 * COUNT) < COUNT)
     probability = torch.tensor(GIVEN["probability"], dtype=torch.float64)
-    return Pairs(tokens("chosen"), tokens("rejected"), probability, torch.tensor(GIVEN["from_reference"]))
+    from_reference = torch.tensor(GIVEN["from_reference"])
+    return Pairs(tokens("chosen"), tokens("rejected"), probability, from_reference == 9, from_reference)
 
 
 def evaluate(name, batch, leaves, parameters) -> torch.Tensor:

@@ -3,6 +3,7 @@
 The two pairs of ``TWO``: r_chosen = .7, r_rejected = -1.1, D = 1.8, lengths 10 and 12; then -1, 2.5, -3.5, 30 and 25.
 """
 
+from dataclasses import replace
 from math import exp, expm1, log, log1p
 
 import pytest
@@ -91,7 +92,7 @@ def test_ld_dpo_finds_the_tail_token_by_token():
         torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([-1.5, -1.0, -2.0]), torch.zeros(3), torch.tensor([3])
     )
     rejected = Tokens(torch.tensor([-3.0, -1.0]), torch.tensor([-1.0, -1.5]), torch.zeros(2), torch.tensor([2]))
-    batch = Pairs(chosen, rejected, torch.ones(1), torch.zeros(1)).to(torch.float64)
+    batch = Pairs(chosen, rejected, torch.ones(1), torch.zeros(1, dtype=torch.bool), torch.zeros(1)).to(torch.float64)
     check("ld_dpo", [nls(0.1 * ((0.5 - 1 + 0.25 * -2) - (-2 + 0.5)))], batch, alpha=0.25)
 
 
@@ -192,6 +193,23 @@ def test_games():
     check("nash_md", [first, second])
     both = [0.1 * 0.7 * -12.3 - 0.4 * -12.3, 0.1 * -1.1 * -15.1 - (-0.4) * -15.1]
     check("nash_md", [sum(both) / 2], pairs([-12.3], [-15.1], [-13], [-14], probability=[0.9]))
+
+
+def test_ties():
+    """Shares of win, loss and tie at D = 1.8 (decided) and D = -3.5 (tied), from the models' own definitions."""
+    batch = replace(TWO, tied=torch.tensor([False, True]))
+
+    def rao_kupper(d, nu):  # strengths exp(d) and 1
+        win, loss = exp(d) / (exp(d) + nu), 1 / (1 + nu * exp(d))
+        return win, loss, 1 - win - loss
+
+    def davidson(d, nu):
+        win, loss, tie = exp(d), 1.0, 2 * nu * exp(d / 2)
+        return tuple(x / (win + loss + tie) for x in (win, loss, tie))
+
+    for name, model, nu in (("rao_kupper", rao_kupper, 3.0), ("davidson", davidson, 1.0)):
+        check(name, [-log(model(0.18, nu)[0]), -log(model(-0.35, nu)[2])], batch)
+        check(name, [-log(model(1.8, 1.5)[0]), -log(model(-3.5, 1.5)[2])], batch, beta=1.0, nu=1.5)
 
 
 def test_aot_sorts_the_batch():
