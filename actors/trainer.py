@@ -129,7 +129,7 @@ class ZeroTrainer:
             sums.add(shares)
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
-        metrics = _metrics(self._reduced(sums), command.size, grad_norm, lr, command.waiting)
+        metrics = self._metrics(sums, command.size, grad_norm, lr, command.waiting)
         return TrainDone(metrics, time.monotonic() - started)
 
     def _evaluate(self, command: Evaluate) -> EvaluateDone:
@@ -142,7 +142,13 @@ class ZeroTrainer:
                 _, shares = cell_loss(cell, *self._forward(cell.packed), self._terms, stats, command.size)
                 sums.add(shares)
         nan = float("nan")
-        return EvaluateDone(_metrics(self._reduced(sums), command.size, nan, nan, nan))
+        return EvaluateDone(self._metrics(sums, command.size, nan, nan, nan))
+
+    def _metrics(self, sums: _Sums, size: StepSize, grad_norm: float, lr: float, waiting: float) -> TrainMetrics:
+        metrics = _metrics(self._reduced(sums), size, grad_norm, lr, waiting)
+        if self._setup.scores:  # a reward model has rewards, and log-probs of nothing
+            metrics = replace(metrics, logps_chosen=float("nan"), logps_rejected=float("nan"))
+        return metrics
 
     def _forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
         logps: tuple[Tensor, Tensor] = self._engine(**model_inputs(packed, self._device))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from actors.imports import lean_imports, operators_of_this_environment
-from configs.objectives import Objective
+from configs.objectives import BradleyTerry, Objective
 from configs.schema import Batching, LoRA, Model, Optimizer
 from preference.logprobs import LogProbModel, self_test
+from preference.reward_model import RewardModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +32,36 @@ class TrainerSetup:
     on_gpu: bool
     threads: int
 
+    @property
+    def scores(self) -> bool:
+        """Whether it is a reward model that is trained: a scalar head in the place of the output projection."""
+        return isinstance(self.objective, BradleyTerry)
 
-def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
+
+def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel | RewardModel]:
     """A ZeRO-3 engine over the policy: compute in the model's dtype, fp32 master weights, dropout off."""
     operators_of_this_environment()
     with lean_imports():
         import deepspeed
-        from transformers import AutoModelForCausalLM
         from transformers.integrations import HfDeepSpeedConfig
 
     config = zero_config(setup)
     buffers = _true_buffers(setup.model)
     # While this object lives, from_pretrained partitions each layer as it loads: no rank ever holds the whole model.
     sharded_loading = HfDeepSpeedConfig(config)
-    lm = AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=getattr(torch, setup.model.dtype))
+    lm = _load(setup)
     del sharded_loading
     _dropout_off(lm)
     if setup.model.lora is not None:
-        _add_adapters(lm, setup.model.lora)
+        _add_adapters(lm, setup.model.lora, "SEQ_CLS" if setup.scores else "CAUSAL_LM")
+        if setup.scores:
+            lm.score.requires_grad_(True)  # a fresh head is nothing to adapt
     if setup.batching.activation_checkpointing:
         lm.train()
         lm.gradient_checkpointing_enable({"use_reentrant": False})
         lm.enable_input_require_grads()  # adapters alone would leave the checkpointed layers without a gradient
     collision = any(term.objective.collision for term in setup.objective.as_terms())
-    policy = LogProbModel(lm, setup.batching.logprob_chunk, collision)
+    policy = RewardModel(lm) if setup.scores else LogProbModel(lm, setup.batching.logprob_chunk, collision)
     options = {"lr": setup.optimizer.lr, "betas": setup.optimizer.betas, "weight_decay": setup.optimizer.weight_decay}
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer: Any
@@ -67,6 +74,16 @@ def build_engine(setup: TrainerSetup) -> tuple[Any, LogProbModel]:
     return engine, policy
 
 
+def _load(setup: TrainerSetup) -> Any:
+    """The model, or its trunk under a scalar head: a fresh one, the same on every rank, unless it has one already."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    dtype = getattr(torch, setup.model.dtype)
+    if setup.scores:
+        return AutoModelForSequenceClassification.from_pretrained(setup.model.path, dtype=dtype, num_labels=1)
+    return AutoModelForCausalLM.from_pretrained(setup.model.path, dtype=dtype)
+
+
 def _dropout_off(lm: torch.nn.Module) -> None:
     """Policy and reference must agree before the first step, whatever mode the model is in."""
     lm.eval()
@@ -75,13 +92,13 @@ def _dropout_off(lm: torch.nn.Module) -> None:
             module.p = 0.0
 
 
-def _add_adapters(lm: Any, lora: LoRA) -> None:
+def _add_adapters(lm: Any, lora: LoRA, task: str) -> None:
     """Put LoRA adapters into ``lm`` in place; its own parameters are frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 
     target = lora.target if isinstance(lora.target, str) else list(lora.target)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target)
-    config.task_type = "CAUSAL_LM"
+    config.task_type = task
     try:
         inject_adapter_in_model(config, lm)
     except ValueError as error:

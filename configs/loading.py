@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
+from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -56,8 +56,9 @@ def config_kind(path: str | Path) -> type[TrainingConfig]:
     if "data" not in raw:
         return RunConfig
     objective = raw.get("objective")
-    supervised = isinstance(objective, dict) and objective.get("name") == "sft"
-    return SftConfig if supervised else OfflineConfig
+    name = objective.get("name") if isinstance(objective, dict) else None
+    kinds: dict[Any, type[TrainingConfig]] = {"sft": SftConfig, "bradley_terry": RewardModelConfig}
+    return kinds.get(name, OfflineConfig)
 
 
 def validate(kind: type[C], raw: Mapping[str, Any]) -> C:

@@ -15,6 +15,7 @@ from configs.section import Section
 from preference.objectives import REGISTRY
 from preference.objectives.base import Objective as Definition
 from preference.objectives.step import Term
+from preference.reward_model import BRADLEY_TERRY
 
 
 class Single(Section):
@@ -45,6 +46,20 @@ def _section(definition: Definition) -> type[Single]:
 
 SECTIONS = {name: _section(definition) for name, definition in sorted(REGISTRY.items())}
 globals().update({section.__name__: section for section in SECTIONS.values()})  # where pickle looks for them
+
+
+class BradleyTerry(Single):
+    """What a reward model learns by: -log sigmoid(r_chosen - r_rejected)."""
+
+    name: Literal["bradley_terry"] = "bradley_terry"
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """A pair is learned until its chosen response scores this much higher (Llama 2, 2307.09288)."""
+    centring: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (r_chosen + r_rejected)^2, which keeps scores around zero (2312.09244; 0.01 does)."""
+
+    def as_terms(self) -> tuple[Term, ...]:
+        return (Term(BRADLEY_TERRY, self.weight, {"margin": self.margin, "centring": self.centring}),)
+
 
 if TYPE_CHECKING:
     AnySingle = Single

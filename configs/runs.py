@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from configs.judges import Judge
-from configs.objectives import SECTIONS, Objective
+from configs.objectives import SECTIONS, BradleyTerry, Objective
 from configs.objectives import default as default_objective
 from configs.schema import (
     Batching,
@@ -189,5 +189,20 @@ class SftConfig(OfflineConfig):
             raise ValueError(
                 f"objective.name = {self.objective.name} is no objective for supervised fine-tuning: leave it out, or "
                 f"use `rondo offline`"
+            )
+        return self
+
+
+class RewardModelConfig(OfflineConfig):
+    """A Bradley-Terry reward model from files of pairs (``rondo reward-model``)."""
+
+    objective: BradleyTerry = BradleyTerry()
+
+    @model_validator(mode="after")
+    def _conversations(self) -> Self:
+        if self.data.template != "chat":
+            raise ValueError(
+                f"data.template = {self.data.template}: a reward model reads conversations through the chat template "
+                f"that it is saved with; set data.template=chat and give the model one (chat_template.jinja)"
             )
         return self

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from configs.loading import ConfigError, config_kind, load_config
-from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
+from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
@@ -125,6 +125,15 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
     from pipelines.doctor import doctor as examine
 
     sys.exit(examine(_load(_kind(config), config, overrides)))
+
+
+@main.command("reward-model")
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@RESUME
+def reward_model(config: str, overrides: tuple[str, ...], resume: str) -> None:
+    """Train a Bradley-Terry reward model on preference pairs from files as CONFIG says."""
+    _from_files(RewardModelConfig, config, overrides, resume)
 
 
 def _run_dir(run: str, root: str) -> Path:

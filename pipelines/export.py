@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from actors.weights import WeightFiles
 from pipelines.ledger import complete_checkpoints, read_record
+from pipelines.reward_model import SCORE, classify
 
 if TYPE_CHECKING:
     import torch
@@ -21,16 +22,22 @@ class ExportError(RuntimeError):
 
 
 def export_weights(weights: Iterable[tuple[str, torch.Tensor]], model_path: Path, out: Path) -> Path:
-    """Write ``weights`` beside tokenizer, chat template and configuration of ``model_path``; all or nothing."""
+    """Write ``weights`` beside tokenizer, chat template and configuration of ``model_path``; all or nothing.
+
+    Weights with a scalar head are a reward model: the configuration becomes that of a sequence classifier.
+    """
     from huggingface_hub import save_torch_state_dict
 
+    state = dict(weights)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for path in model_path.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
             shutil.copy2(path, partial)
-    save_torch_state_dict(dict(weights), partial)
+    if SCORE in state:
+        classify(partial)
+    save_torch_state_dict(state, partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return out

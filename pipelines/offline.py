@@ -2,8 +2,8 @@
 
     file ──> items ──> reference ──> (pipelines.loop: trainer ──> model)
 
-``rondo offline`` is preference training, ``rondo sft`` supervised fine-tuning; an ``sft:`` section in the configuration
-of either an online or an offline run puts the second before the first.
+``rondo offline`` is preference training, ``rondo sft`` supervised fine-tuning, ``rondo reward-model`` the training of
+a reward model; an ``sft:`` section in the configuration of an online or an offline run puts the second before it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from configs.loading import ConfigError
-from configs.runs import OfflineConfig, RunConfig, SftConfig, TrainingConfig
+from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
 from configs.schema import Data, RunDirectory
 from pipelines.data import DataRules, Items, load_items, split
 from pipelines.doctor import refuse_unfit
 from pipelines.ledger import Ledger
 from pipelines.order import epoch_slice
 from pipelines.progress import Progress
+from pipelines.reward_model import conversations
 from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Observer, Prepared, Source, Trainer
@@ -156,6 +157,8 @@ def _load(config: OfflineConfig, path: str, progress: Progress) -> Items:
         progress.message("  supervised fine-tuning takes the chosen responses")
         chosen = tuple(Labelled(i.id, i.prompt, i.chosen, True) for i in loaded.items if isinstance(i, Pair))
         return replace(loaded, items=chosen, kind="labels")
+    if isinstance(config, RewardModelConfig):
+        return conversations(loaded, config, progress)
     return loaded
 
 

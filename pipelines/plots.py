@@ -68,6 +68,8 @@ METRICS: dict[str, str] = {
     "batch/waiting": "Share of the trainer's time that ranks wait for a longer cell, if time goes with tokens",
     "heldout/loss": "Loss on the held-out items",
     "heldout/accuracies": "Share of held-out pairs whose chosen response has the higher reward",
+    "heldout/accuracies_low": "Lower end of its Wilson 95% interval",
+    "heldout/accuracies_high": "Upper end of its Wilson 95% interval",
     "heldout/margins": "Reward margin of held-out pairs",
     "heldout/logps_chosen": "Summed log-prob of held-out chosen responses, nats",
     **_FIRST_JUDGE,
@@ -128,9 +130,12 @@ def step_metrics(report: StepReport) -> dict[str, float]:
 
 def heldout_metrics(metrics: TrainMetrics) -> dict[str, float]:
     """Loss and rewards on held-out items by MLflow name; what is not defined is absent."""
+    low, high = metrics.accuracy_interval
     values = {
         "heldout/loss": metrics.loss,
         "heldout/accuracies": metrics.rewards_accuracies,
+        "heldout/accuracies_low": low,
+        "heldout/accuracies_high": high,
         "heldout/margins": metrics.rewards_margins,
         "heldout/logps_chosen": metrics.logps_chosen,
     }

@@ -84,11 +84,11 @@ class Progress:
 
     def heldout(self, step: int, metrics: TrainMetrics) -> None:
         """One line for loss and rewards on held-out items."""
-        accuracy = (
-            ""
-            if metrics.rewards_accuracies != metrics.rewards_accuracies
-            else (f", accuracy {metrics.rewards_accuracies:.3f}, margin {metrics.rewards_margins:+.3f}")
-        )
+        accuracy = ""
+        if not math.isnan(metrics.rewards_accuracies):
+            low, high = metrics.accuracy_interval
+            accuracy = f", accuracy {metrics.rewards_accuracies:.3f} [{low:.3f}, {high:.3f}]"
+            accuracy += f", margin {metrics.rewards_margins:+.3f}"
         self._say(f"held-out at step {step}: loss {metrics.loss:.4f}{accuracy} ({metrics.items} items)", "cyan")
 
     def message(self, text: str) -> None:

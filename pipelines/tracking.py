@@ -248,9 +248,6 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     import transformers.pipelines  # noqa: F401 - MLflow would import it, with all that is optional
     from mlflow.models import Model
 
-    chat = (export_dir / "chat_template.jinja").exists()
-    if (tokenizer := export_dir / "tokenizer_config.json").exists():
-        chat |= '"chat_template"' in tokenizer.read_text()
     run = client.get_run(run_id)
     # Model.log alone would file the model under the process-wide experiment; start_run would end the run again.
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params)
@@ -265,7 +262,7 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
             step=step,
             registered_model_name=name,
             transformers_model=str(export_dir),
-            task="llm/v1/chat" if chat else "text-generation",
+            task=_task(export_dir),
             pip_requirements=[f"{p}=={installed[f'package.{p}'].partition('+')[0]}" for p in ("torch", "transformers")],
         )
     except BaseException:
@@ -274,6 +271,16 @@ def _register(client: Any, run_id: str, export_dir: Path, name: str, step: int) 
     version = str(info.registered_model_version)
     client.set_registered_model_alias(name, "candidate", version)
     return version
+
+
+def _task(export_dir: Path) -> str:
+    """What MLflow's transformers flavour calls the model: a reward model classifies, others chat or go on writing."""
+    if 'ForSequenceClassification"' in (export_dir / "config.json").read_text():
+        return "text-classification"
+    chat = (export_dir / "chat_template.jinja").exists()
+    if (tokenizer := export_dir / "tokenizer_config.json").exists():
+        chat |= '"chat_template"' in tokenizer.read_text()
+    return "llm/v1/chat" if chat else "text-generation"
 
 
 def _may_pass(error: Exception) -> bool:

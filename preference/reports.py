@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from preference.types import Fate, Version
 from preference.winrate import WinRate as WinRate
+from preference.winrate import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class TrainMetrics:
     tokens: int  # prompt and response tokens computed, prefix shared
     waiting: float  # share of the ranks' time lost to unequal cells, if time goes with tokens
     scalars: Mapping[str, float]
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Wilson 95% interval of ``rewards_accuracies``; nan where that is."""
+        if math.isnan(self.rewards_accuracies):
+            return float("nan"), float("nan")
+        return wilson(self.rewards_accuracies * self.items, self.items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Encoder:
         if not stops:
             raise DataError("neither the tokenizer nor the model has an EOS token: set eos_token in its configuration")
         self._eos = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(stops))
-        closing = _closing(tokenizer) if self.chat else []
+        self._closing = closing = _closing(tokenizer) if self.chat else []
         turn_end = closing[0] if closing else None
         self._ends = frozenset(stops if turn_end is None else stops | {turn_end})
         self._template_ends = sum(t in self._ends for t in closing)
@@ -117,6 +117,11 @@ class Encoder:
         if len(ids) - first - len(tail) > max(self._template_ends, 1):
             changes.add(Change.DOUBLE_EOS)
         return ids[: first + 1]
+
+    def closed(self, response: Sequence[int]) -> tuple[int, ...]:
+        """A response's ids up to where the template ends a whole conversation: the end of the turn and what follows."""
+        body = response[:-1] if response[-1] in self._ends else response
+        return (*body, *self._closing)
 
     def _check_vocabulary(self, *parts: Sequence[int]) -> None:
         beyond = sorted({t for ids in parts for t in ids if t >= self.vocab_size})
