@@ -9,6 +9,7 @@ def is_expected(error: Exception) -> bool:
     from actors.stream import TrainerFailed
     from actors.weights import WeightsError
     from configs.loading import ConfigError
+    from pipelines.annotate.items import AnnotationError
     from pipelines.data import DataError
     from pipelines.doctor import UnfitError
     from pipelines.export import ExportError
@@ -20,6 +21,7 @@ def is_expected(error: Exception) -> bool:
     return isinstance(
         error,
         (
+            AnnotationError,
             ConfigError,
             DataError,
             ExportError,

@@ -1,0 +1,257 @@
+"""The store of what people are asked and what they answered: a file or a database, outside of any process's life."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.engine import make_url
+
+from pipelines.annotate.assignment import State, state_of
+from pipelines.annotate.items import AnnotationError, AnnotationItem, Choice, Decision, Role, Task
+from pipelines.annotate.labelling import settle
+from pipelines.annotate.people import add_person
+from pipelines.annotate.tables import items, labels, open_database, tasks
+
+T = TypeVar("T")
+_CHUNK = 500  # ids of one query; databases limit the parameters of a statement
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """An item whose right answer is known."""
+
+    item: AnnotationItem
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A label as its item's decision needs it."""
+
+    choice: Choice
+    rationale: str
+    written: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """An item that is decided and that no batch has consumed yet."""
+
+    id: str
+    step: int
+    item: AnnotationItem
+    decision: Decision
+    labels: tuple[Given, ...]
+    """In the order they were given; a reviewer's word alone where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    items: int
+    open: int
+    conflicts: int
+    decided: int
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path.expanduser().resolve()}"
+
+
+class Store:
+    """One task and its items. Safe to use from several threads and processes at once."""
+
+    def __init__(self, url: str, create: bool = True) -> None:
+        """Open the database at ``url``, making its tables where they are missing; raises AnnotationError."""
+        self.url = url
+        self._database = open_database(url, create)
+
+    @property
+    def shown_url(self) -> str:
+        return make_url(self.url).render_as_string(hide_password=True)
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """``work`` in one transaction that excludes all other writers; durable when it returns."""
+        with self._database.writer.begin() as db:
+            return work(db)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """``work`` on one consistent, committed state."""
+        with self._database.reader.begin() as db:
+            return work(db)
+
+    def close(self) -> None:
+        self._database.dispose()
+
+    # -- what is asked -----------------------------------------------------------------------------------------------
+
+    def configure(self, task: Task, owner: str, expecting: bool) -> None:
+        """Set what is asked from here on. A new overlap holds for all items but those that a batch has consumed.
+
+        Raises AnnotationError where the store belongs to another ``owner``, or holds items of another mode.
+        """
+
+        def work(db: Connection) -> None:
+            row = db.execute(select(tasks)).first()
+            if row is None:
+                db.execute(
+                    insert(tasks).values(
+                        owner=owner, secret=secrets.token_hex(16), rules=task.to_json(), expecting=expecting,
+                        total=0, open=0,
+                    )
+                )  # fmt: skip
+                return
+            if row.owner != owner:
+                raise AnnotationError(
+                    f"store = {self.shown_url} belongs to {row.owner}, not to {owner}: "
+                    f"give every run a store of its own"
+                )
+            old = Task.from_json(row.rules)
+            if old.mode != task.mode and row.total:
+                raise AnnotationError(
+                    f"mode = {task.mode}, but store = {self.shown_url} holds {row.total} items of mode {old.mode}: "
+                    f"name another store"
+                )
+            db.execute(update(tasks).values(rules=task.to_json(), expecting=expecting))
+            if old.overlap != task.overlap:
+                _change_overlap(db, task.overlap - old.overlap)
+
+        self.write(work)
+
+    def state(self) -> State:
+        """The task; raises AnnotationError where nothing was ever asked here."""
+        if self.read(lambda db: db.execute(select(tasks.c.id)).first()) is None:
+            raise AnnotationError(
+                f"store = {self.shown_url} has no task: it was never used by a run or by `rondo annotate FILE`"
+            )
+        return self.read(state_of)
+
+    def finish(self) -> None:
+        """No more items will come: who has answered all there is, is done rather than waiting."""
+        self.write(lambda db: db.execute(update(tasks).values(expecting=False)))
+
+    def add_people(self, names: Iterable[str], role: Role) -> None:
+        self.write(lambda db: [add_person(db, name, role) for name in names])
+
+    # -- items -------------------------------------------------------------------------------------------------------
+
+    def add(self, new: Sequence[AnnotationItem], step: int = 0) -> int:
+        """Add items to be judged; those that are there already stay as they are. Returns how many were new."""
+        return self.write(lambda db: _add(db, [(i, None) for i in new], step))
+
+    def add_gold(self, gold: Sequence[Gold]) -> int:
+        return self.write(lambda db: _add(db, [(g.item, g.choice) for g in gold], 0))
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        return self.read(lambda db: _known(db, ids))
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def counts(self, step: int | None = None) -> Counts:
+        """How many items there are in which state; of one step, or of all. Gold is not counted."""
+        query = select(items.c.state, func.count()).where(items.c.state != "gold").group_by(items.c.state)
+        if step is not None:
+            query = query.where(items.c.step == step)
+        by = {r[0]: int(r[1]) for r in self.read(lambda db: db.execute(query).all())}
+        states = [by.get(s, 0) for s in ("open", "conflict", "decided")]
+        return Counts(sum(states), *states)
+
+    def decided(self, up_to_step: int) -> list[Decided]:
+        """What was decided and not consumed, of the steps up to ``up_to_step``, in the order it was asked."""
+        waiting = (items.c.state == "decided") & items.c.consumed.is_(None) & items.c.step.between(1, up_to_step)
+
+        def work(db: Connection) -> list[Decided]:
+            given: dict[str, list[tuple[bool, Given]]] = {}
+            for r in db.execute(
+                select(labels)
+                .join(items, items.c.id == labels.c.item)
+                .where(waiting, labels.c.undone.is_(None))
+                .order_by(labels.c.id)
+            ):
+                word = Given(Choice(r.choice), r.rationale, r.written, r.seconds or 0.0)
+                given.setdefault(r.item, []).append((r.review, word))
+            rows = db.execute(select(items).where(waiting).order_by(items.c.step, items.c.seq)).all()
+            return [
+                Decided(
+                    r.id,
+                    r.step,
+                    AnnotationItem.from_json(r.content),
+                    Decision(Choice(r.outcome), r.probability),
+                    _deciding(given.get(r.id, [])),
+                )
+                for r in rows
+            ]
+
+        return self.read(work)
+
+    def consume(self, step: int, ids: Sequence[str]) -> int:
+        """``step`` has taken these decisions over: they can no longer be undone. Returns how many were new."""
+
+        def work(db: Connection) -> int:
+            done = 0
+            for some in _chunks(ids):
+                done += db.execute(
+                    update(items)
+                    .where(items.c.id.in_(some), items.c.consumed.is_(None), items.c.state == "decided")
+                    .values(consumed=step)
+                ).rowcount
+            return done
+
+        return self.write(work)
+
+
+def _change_overlap(db: Connection, difference: int) -> None:
+    ours = items.c.gold.is_(None) & items.c.consumed.is_(None)
+    db.execute(update(items).where(ours).values(slots=items.c.slots + difference))
+    state = state_of(db)
+    labelled = select(items.c.id, items.c.state).where(ours, items.c.labels > 0)
+    for row in db.execute(labelled).all():
+        settle(db, state, row.id, row.state)
+
+
+def _deciding(given: Sequence[tuple[bool, Given]]) -> tuple[Given, ...]:
+    review = tuple(g for reviewed, g in given if reviewed)
+    return review or tuple(g for _, g in given)
+
+
+def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK))
+
+
+def _known(db: Connection, ids: Sequence[str]) -> set[str]:
+    return {i for some in _chunks(ids) for i in db.execute(select(items.c.id).where(items.c.id.in_(some))).scalars()}
+
+
+def _add(db: Connection, new: Sequence[tuple[AnnotationItem, Choice | None]], step: int) -> int:
+    state = state_of(db)
+    unique = {item.id: (item, gold) for item, gold in new}
+    for item, _ in unique.values():
+        if item.mode != state.task.mode:
+            raise AnnotationError(
+                f"item {item.id} has {len(item.responses)} responses, but the store's mode is {state.task.mode}: "
+                f"pairs have two, labels one"
+            )
+    known = _known(db, list(unique))
+    fresh = [i for i in unique if i not in known]
+    seq = db.execute(select(func.coalesce(func.max(items.c.seq), 0))).scalar_one()
+    rows = []
+    for number, id in enumerate(fresh, start=seq + 1):
+        item, gold = unique[id]
+        rows.append(
+            {
+                "id": id, "seq": number, "step": step, "content": item.to_json(),
+                "gold": None if gold is None else gold.value,
+                "slots": state.task.overlap if gold is None else 0,
+                "state": "open" if gold is None else "gold",
+            }
+        )  # fmt: skip
+    if rows:
+        db.execute(insert(items), rows)
+    asked = sum(r["gold"] is None for r in rows)
+    db.execute(update(tasks).values(total=tasks.c.total + asked, open=tasks.c.open + asked))
+    return len(rows)
