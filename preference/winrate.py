@@ -99,7 +99,7 @@ def length_controlled_win_rate(outcomes: Sequence[float], length_difference: Seq
     if not np.isfinite(difference).all():
         raise ValueError("a length difference is not finite")
     intercept, _ = _fit(won, _length_feature(difference))
-    return float(_sigmoid(np.float64(intercept)))
+    return float(sigmoid(np.float64(intercept)))
 
 
 def _length_feature(difference: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -112,7 +112,8 @@ def _length_feature(difference: NDArray[np.float64]) -> NDArray[np.float64]:
     return feature
 
 
-def _sigmoid(z: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+def sigmoid(z: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    """1 / (1 + exp(-z)), any shape."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * z)))  # this form overflows nowhere
 
 
@@ -127,7 +128,7 @@ def _fit(won: NDArray[np.float64], feature: NDArray[np.float64]) -> tuple[float,
 
     weights = np.zeros(2)
     for _ in range(100):
-        p = _sigmoid(design @ weights)
+        p = sigmoid(design @ weights)
         gradient = design.T @ (p - won) + ridge * weights
         if np.abs(gradient).max() < 1e-9 * won.size:
             break
