@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from configs.section import Section
 
@@ -32,12 +32,19 @@ class _Prompted(_Judge):
     """Template file of the question; empty: the one that ships for ``mode``."""
     guidelines: str = ""
     """Text file that says what is better; empty: the ones that ship. Their hash stands in every judgement."""
-    grades: tuple[int, int] = (1, 5)
+    grades: tuple[NonNegativeInt, NonNegativeInt] = (1, 5)
     """Lowest and highest grade of a pointwise judge; a rating is the mean over the model's distribution of grades."""
     tie_band: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
     """P(first is better), both orders averaged, within this of 1/2 is a tie."""
     min_mass: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A model that gives the verdict tokens less probability than this did not answer the question: failed."""
+
+    @model_validator(mode="after")
+    def _gradable(self) -> Self:
+        lowest, highest = self.grades
+        if not 1 <= highest - lowest < 20:  # endpoints show the 20 likeliest tokens
+            raise ValueError(f"judge.grades = [{lowest}, {highest}]: give the lowest and the highest of 2 to 20 grades")
+        return self
 
 
 class LlmJudge(_Prompted):
@@ -61,11 +68,11 @@ class HttpJudge(_Prompted):
     """Any OpenAI-compatible chat endpoint."""
 
     kind: Literal["http"]
-    url: str
-    """Base URL, ending in ``/v1``."""
+    url: str = Field(pattern=r"^https?://[^@\s?#]+$")
+    """Base URL, usually ending in ``/v1``; without credentials in it."""
     model: str
     """Name of the model at the endpoint."""
-    api_key_env: str = ""
+    api_key_env: str = Field("", pattern=r"^([A-Za-z_]\w*)?$")
     """Environment variable of the judge's node that holds the API key; never part of a run's configuration."""
     api_key_file: str = ""
     """File on the judge's node that holds the API key; readable by its owner alone (0600)."""
@@ -84,6 +91,24 @@ class HttpJudge(_Prompted):
     budget: PositiveFloat | None = None
     """Stop the run before the judge has cost more than this; resumed runs go on counting."""
 
+    @model_validator(mode="after")
+    def _answerable(self) -> Self:
+        if self.api_key_env and self.api_key_file:
+            raise ValueError(
+                f"judge.api_key_env = {self.api_key_env} and judge.api_key_file = {self.api_key_file}: keep one of them"
+            )
+        if self.budget is not None and not (self.price_in or self.price_out):
+            raise ValueError(
+                f"judge.budget = {self.budget:g}, but judge.price_in and judge.price_out are 0: without prices no "
+                f"budget is ever spent; set them, per million tokens"
+            )
+        if self.mode == "pointwise" and self.grades[1] > 9:
+            raise ValueError(
+                f"judge.grades = {list(self.grades)}: many endpoints answer in tokens of one digit, and 1 and 10 begin "
+                f"with the same; give single digits, e.g. judge.grades=[1, 9]"
+            )
+        return self
+
 
 class RewardModelJudge(_Judge):
     """A Hugging Face sequence-classification model with one output scores responses."""
@@ -96,7 +121,16 @@ class RewardModelJudge(_Judge):
     batch_tokens: PositiveInt = 4096
     """Most tokens (padding included) of one forward pass."""
     max_tokens: PositiveInt = 2048
-    """Prompt and response longer than this are not scored: failed."""
+    """A conversation longer than this is not scored: failed."""
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> Self:
+        if self.max_tokens > self.batch_tokens:
+            raise ValueError(
+                f"judge.max_tokens ({self.max_tokens}) exceeds judge.batch_tokens ({self.batch_tokens}): the longest "
+                f"conversation would not fit one forward pass; raise judge.batch_tokens to {self.max_tokens}"
+            )
+        return self
 
 
 class ImplicitJudge(_Judge):
@@ -109,6 +143,10 @@ class ImplicitJudge(_Judge):
     """Directory of the model it was trained from."""
     beta: PositiveFloat = 0.1
     """Scale of the reward."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Compute type of both models."""
+    batch_tokens: PositiveInt = 4096
+    """Most tokens of one forward pass; a prompt and a response longer than this are not scored: failed."""
     length_normalised: bool = False
     """Divide by the response's tokens."""
 
