@@ -136,6 +136,87 @@ def reward_model(config: str, overrides: tuple[str, ...], resume: str) -> None:
     _from_files(RewardModelConfig, config, overrides, resume)
 
 
+@main.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False))
+@click.argument("file", type=click.Path(exists=True))
+@click.option("--reference", type=click.Path(exists=True, file_okay=False), help="The model that MODEL began as.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Where the scores go; FILE.scored.jsonl by default.")
+@click.option("--beta", type=float, help="Scale of implicit rewards.  [default: 0.1]")
+@click.option("--length-normalised", is_flag=True, help="Implicit rewards a token instead of a response.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="float32", show_default=True)
+@click.option("--batch-tokens", type=int, default=4096, show_default=True, help="Most tokens of one forward pass.")
+@click.option("--max-tokens", type=int, help="Longest conversation of a reward model.  [default: 2048]")
+@click.option("--actors", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of the model.")
+@click.option("--gpus", type=float, default=0.0, show_default=True, help="GPUs of each copy.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of each copy.")
+def score(
+    model: str, file: str, reference: str | None, out: str | None, actors: int, gpus: float, threads: int, **knobs: Any
+) -> None:
+    """Rewards of the responses in FILE, pairs (or a run's directory) or candidates for best-of-n.
+
+    MODEL is a reward model, or with --reference a trained policy: beta x (log pi - log pi_ref).
+    """
+    from configs.schema import Group
+    from pipelines.progress import Progress
+    from pipelines.score import score_file, scoring_judge
+
+    given = {name: value for name, value in knobs.items() if value not in (None, False)}
+    try:
+        judge = scoring_judge(model, reference, given)
+    except ConfigError as error:
+        _stop(error)
+    group = Group(actors=actors, gpus=gpus, threads=threads)
+    target = Path(out) if out else Path(f"{Path(file).stem}.scored.jsonl")
+    with Progress() as progress:
+        _execute(score_file(judge, group, Path(file), target, progress))
+
+
+@main.command()
+@click.argument("target", metavar="RUN|STORE|FILE")
+@click.argument("knobs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--annotator", "annotators", multiple=True, metavar="NAME", help="Print a link for NAME; may be repeated."
+)
+@click.option("--reviewer", "reviewers", multiple=True, metavar="NAME", help="The same for one who decides conflicts.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True, help="0: any free one.")
+@click.option("--behind-tls", is_flag=True, help="A proxy on this host ends TLS: trust its headers, secure cookies.")
+@click.option("--public-url", default="", help="Address that people open, if it is not host and port.")
+@click.option("--link", metavar="NAME", help="Only print a new link for NAME.")
+@click.option("--erase", metavar="NAME", help="Only erase NAME: name, words and times; choices stay under no name.")
+@click.option("--export", type=click.Path(dir_okay=False), metavar="FILE", help="Only write items and labels to FILE.")
+@click.option("--format", type=click.Choice(["jsonl", "argilla", "label_studio"]), default="jsonl", help="Of --export.")
+@click.option("--import", "import_file", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="Only add FILE's items and labels.")  # fmt: skip
+@click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
+def annotate(
+    target: str, knobs: tuple[str, ...], annotators: tuple[str, ...], reviewers: tuple[str, ...], host: str, port: int,
+    behind_tls: bool, public_url: str, link: str | None, erase: str | None, export: str | None, format: str,
+    import_file: str | None, root: str,
+) -> None:  # fmt: skip
+    """Serve a web page on which people judge: the items of a run, of a database, or of a FILE of pairs.
+
+    KEY=VALUE are knobs of the human judge (overlap=2, guidelines=mine.md ...) for a FILE.
+    """
+    from pipelines.annotate import command
+
+    try:
+        store = command.open_target(target, root, knobs)
+        serving = command.Serving(host, port, behind_tls, public_url)
+        if link:
+            command.new_link(store, serving, link, click.echo)
+        elif erase:
+            command.forget(store, erase, click.echo)
+        elif export:
+            command.write_file(store, Path(export), format, click.echo)  # type: ignore[arg-type]
+        elif import_file:
+            command.read_file(store, Path(import_file), click.echo)
+        else:
+            command.serve(store, serving, command.add_people(store, annotators, reviewers), click.echo)
+    except Exception as error:
+        _stop(error)
+
+
 def _run_dir(run: str, root: str) -> Path:
     """RUN as people give it: a directory, or a run's name."""
     return Path(run) if Path(run).is_dir() else Path(root).expanduser() / run

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def is_expected(error: Exception) -> bool:
     """True for errors whose message names the cause and the fix."""
+    from actors.judges.errors import JudgeError
     from actors.pool import StageFailed
     from actors.stream import TrainerFailed
     from actors.weights import WeightsError
@@ -25,6 +26,7 @@ def is_expected(error: Exception) -> bool:
             ConfigError,
             DataError,
             ExportError,
+            JudgeError,
             JudgeUnreliable,
             LedgerError,
             PromptError,

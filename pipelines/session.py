@@ -229,6 +229,18 @@ def _weights_dir(config: TrainingConfig, run_dir: Path, attempt: str, nodes: Seq
 
 
 def join_cluster(config: TrainingConfig, *, training: bool = True) -> None:
+    """``connect``, and raise StageFailed where what is there cannot hold the run."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    connect()
+    missing = cluster_shortfalls(config, ray.cluster_resources(), training=training)
+    if missing:
+        raise StageFailed("the cluster cannot hold this run:\n  " + "\n  ".join(missing))
+
+
+def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
     import ray
     import ray.data  # puts up its log handlers now, before those are taken down
@@ -243,6 +255,3 @@ def join_cluster(config: TrainingConfig, *, training: bool = True) -> None:
         ray.init(**options)
     except ConnectionError as error:
         raise StageFailed(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no cluster answers there: {error}") from None
-    missing = cluster_shortfalls(config, ray.cluster_resources(), training=training)
-    if missing:
-        raise StageFailed("the cluster cannot hold this run:\n  " + "\n  ".join(missing))
