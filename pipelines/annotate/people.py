@@ -73,14 +73,16 @@ class Secret:
         return hmac.new(self.secret.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
-def add_person(db: Connection, name: str, role: Role) -> int:
-    """The id of the person of that name, who is added if unknown; the role becomes ``role``."""
+def add_person(db: Connection, name: str, role: Role | None) -> int:
+    """The id of the person of that name, who is added if unknown; the role becomes ``role`` (None: stays)."""
     if not name.strip() or len(name) > 200:
         raise AnnotationError(f"annotator {name!r}: a name has 1 to 200 characters")
     known = db.execute(select(people.c.id, people.c.role).where(people.c.name == name)).first()
     if known is None:
-        return int(db.execute(insert(people).values(name=name, role=role).returning(people.c.id)).scalar_one())
-    if known.role != role:
+        return int(
+            db.execute(insert(people).values(name=name, role=role or "annotator").returning(people.c.id)).scalar_one()
+        )
+    if role is not None and known.role != role:
         db.execute(update(people).where(people.c.id == known.id).values(role=role))
     return int(known.id)
 
@@ -97,8 +99,7 @@ def new_code(db: Connection, name: str, now: float) -> str:
 
 
 def _known(db: Connection) -> str:
-    names = db.execute(select(people.c.name).where(people.c.name.is_not(None)).order_by(people.c.id)).scalars()
-    return f"known are {', '.join(names) or 'none'}"
+    return f"known are {', '.join(name for name, _ in known_people(db)) or 'none'}"
 
 
 _BY_CODE = select(people.c.id, people.c.code_hash, people.c.code_expires)
@@ -143,7 +144,13 @@ def close_session(db: Connection, session: str) -> None:
     db.execute(delete(sessions).where(sessions.c.id == session))
 
 
-def erase(db: Connection, name: str, now: float) -> int:
+def known_people(db: Connection) -> list[tuple[str, Role]]:
+    """(name, role) of everybody who was not erased, in the order they were added."""
+    rows = db.execute(select(people.c.name, people.c.role).where(people.c.name.is_not(None)).order_by(people.c.id))
+    return [(r.name, cast(Role, r.role)) for r in rows]
+
+
+def erase(db: Connection, name: str) -> int:
     """Forget a person: name, links, sessions, words and times. Returns how many labels they had given.
 
     The choices stay, under nobody's name, so that what was decided and trained by them still adds up. Raises

@@ -85,8 +85,29 @@ class Store:
         with self._database.reader.begin() as db:
             return work(db)
 
+    def vacuum(self) -> None:
+        """Drop what was deleted or overwritten from the database's files."""
+        sqlite = self._database.writer.dialect.name == "sqlite"
+        raw = self._database.writer.raw_connection()  # vacuuming is done outside of any transaction
+        try:
+            if sqlite:
+                raw.cursor().execute("VACUUM")
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            else:
+                raw.driver_connection.autocommit = True  # type: ignore[union-attr]
+                raw.cursor().execute("VACUUM FULL")
+        finally:
+            raw.invalidate()
+            raw.close()
+
     def close(self) -> None:
         self._database.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- what is asked -----------------------------------------------------------------------------------------------
 
@@ -142,10 +163,10 @@ class Store:
 
     def add(self, new: Sequence[AnnotationItem], step: int = 0) -> int:
         """Add items to be judged; those that are there already stay as they are. Returns how many were new."""
-        return self.write(lambda db: _add(db, [(i, None) for i in new], step))
+        return self.write(lambda db: add_items(db, [(i, None) for i in new], step))
 
     def add_gold(self, gold: Sequence[Gold]) -> int:
-        return self.write(lambda db: _add(db, [(g.item, g.choice) for g in gold], 0))
+        return self.write(lambda db: add_items(db, [(g.item, g.choice) for g in gold], 0))
 
     def known(self, ids: Sequence[str]) -> set[str]:
         return self.read(lambda db: _known(db, ids))
@@ -227,7 +248,8 @@ def _known(db: Connection, ids: Sequence[str]) -> set[str]:
     return {i for some in _chunks(ids) for i in db.execute(select(items.c.id).where(items.c.id.in_(some))).scalars()}
 
 
-def _add(db: Connection, new: Sequence[tuple[AnnotationItem, Choice | None]], step: int) -> int:
+def add_items(db: Connection, new: Sequence[tuple[AnnotationItem, Choice | None]], step: int = 0) -> int:
+    """``Store.add`` inside a transaction; a choice makes an item gold."""
     state = state_of(db)
     unique = {item.id: (item, gold) for item, gold in new}
     for item, _ in unique.values():
