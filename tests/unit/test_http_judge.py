@@ -1,0 +1,482 @@
+"""The HTTP judge against a scripted endpoint: what it says becomes verdicts, what goes wrong is survived or named."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.judges.completions import Completion, chat_messages, read_answer
+from actors.judges.endpoint import Endpoint, _retry_after
+from actors.judges.errors import BudgetExhausted, JudgeError, JudgeUnauthorised
+from actors.judges.keys import read_key
+from actors.judges.metering import Budget, Pace
+from actors.judges.prompted import PromptedPool
+from actors.judges.questions import Piece, Question, Questionnaire, Turn
+from actors.judges.replies import Answered, Unanswered
+from actors.judges.template import Rationale
+from configs.judges import HttpJudge
+from preference.types import (
+    CandidateGroup,
+    JudgeFailure,
+    JudgeInfo,
+    Match,
+    Message,
+    Outcome,
+    Prompt,
+    Rating,
+    Verdict,
+    Written,
+)
+from tests.endpoint import DROP, HANG, Answer, completion, endpoint, refusal
+
+KEY = "sk-very-secret-1234567890"
+LIKES_A = completion("A", {"A": 0.6, " B": 0.2, "C": 0.1, "The": 0.1})
+GARBAGE = (
+    Answer(body=b"<html>busy</html>"),
+    Answer(body=b""),
+    Answer(body=b'{"choices": []}'),
+    Answer(body=b'{"choices": [{"message": "A"}]}'),
+    Answer(body=b"\xff\xfe"),
+    Answer(body=b"[" * 10_000),
+    Answer(body=b'{"error": {"message": "overloaded"}}'),
+)
+
+
+def section(url="http://127.0.0.1:9/v1", **fields) -> HttpJudge:
+    return HttpJudge(kind="http", url=url, model="m", **fields)
+
+
+def question(name="q") -> Question:
+    return Question((Turn("user", (Piece(f"Which is better? {name}", False),)),))
+
+
+class Naps:
+    """Instead of sleeping: remembers for how long."""
+
+    def __init__(self):
+        self.seconds = []
+
+    async def __call__(self, seconds):
+        self.seconds.append(seconds)
+        await asyncio.sleep(0)
+
+
+def made(url, key=KEY, spent=0.0, **fields):
+    judge = section(url, **fields)
+    naps = Naps()
+    return Endpoint(judge, Questionnaire(judge), key, spent, sleep=naps), naps
+
+
+def ask(asked: Endpoint, *questions: Question):
+    async def all_at_once():
+        return await asyncio.gather(*(asked.ask(q) for q in questions or (question(),)))
+
+    return asyncio.run(all_at_once())
+
+
+class Direct(PromptedPool):
+    """The pool without Ray between it and the endpoint."""
+
+    def __init__(self, judge, asked):
+        super().__init__(judge, "direct")
+        self._endpoint = asked
+
+    async def _ask(self, questions):
+        return list(await asyncio.gather(*(self._endpoint.ask(q) for q in questions)))
+
+    def _info(self, *, certain):
+        return JudgeInfo("direct (text)" if certain else "direct", "hash")
+
+
+PROMPT = Prompt("p", (Message("user", "Which city?"),), ())
+FIRST, SECOND = Written("1", "p", (), "Paris"), Written("2", "p", (), "Lyon")
+MATCH = Match(PROMPT, FIRST, SECOND)
+
+
+def compared(script, **fields):
+    with endpoint(script) as server:
+        judge = section(server.url, **fields)
+        pool = Direct(judge, Endpoint(judge, Questionnaire(judge), KEY, sleep=Naps()))
+        return asyncio.run(pool.compare([MATCH]))[0], server
+
+
+def paris_first(request) -> bool:
+    return request.text.index("Paris") < request.text.index("Lyon")
+
+
+def test_both_orders_become_one_verdict():
+    def script(request):
+        return completion("A", {"A": 0.6, "B": 0.2} if paris_first(request) else {"A": 0.3, "B": 0.5}, (1000, 2))
+
+    verdict, server = compared(script, price_in=2.0, price_out=10.0)
+    assert isinstance(verdict, Verdict)
+    # (0.6 / 0.8 + 0.5 / 0.8) / 2
+    assert verdict.probability == pytest.approx(0.6875)
+    assert (verdict.outcome, verdict.order_flipped) == (Outcome.FIRST, False)
+    assert verdict.cost == pytest.approx(2 * (1000 * 2 + 2 * 10) / 1e6)
+    assert verdict.judge.name == "direct"
+    assert len(server.requests) == 2
+    sent = server.requests[0]
+    assert (sent.body["model"], sent.body["temperature"], sent.body["logprobs"]) == ("m", 0.0, True)
+    assert sent.body["top_logprobs"] == 20
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_judge_that_answers_a_position_says_tie():
+    verdict, _ = compared(lambda r: LIKES_A)
+    assert (verdict.outcome, verdict.probability, verdict.order_flipped) == (Outcome.TIE, 0.5, True)
+
+
+def test_text_answers_are_verdicts_marked_as_such():
+    verdict, _ = compared(lambda r: completion("A." if paris_first(r) else " **B**"))
+    assert (verdict.outcome, verdict.probability) == (Outcome.FIRST, 1.0)
+    assert verdict.judge.name == "direct (text)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (completion("Both are fine"), "not one of A, B, C"),
+        (completion("AB"), "'AB', not one of"),
+        (completion(""), "not one of"),
+        (completion("The", {"The": 0.95, "A": 0.05}), "min_mass = 0.1"),
+        (completion("The", {"The": 1.0}), "min_mass = 0.1"),
+    ],
+)
+def test_no_answer_is_no_verdict(answer, words):
+    failure, server = compared(lambda r: answer, price_in=1.0)
+    assert isinstance(failure, JudgeFailure)
+    assert (failure.outcome, failure.candidate_ids) == (Outcome.FAILED, ("1", "2"))
+    assert words in failure.error
+    assert failure.cost == pytest.approx(2 * 100 / 1e6)  # it was paid for all the same
+    assert len(server.requests) == 2  # asking again would bring the same
+
+
+def test_one_failing_order_is_no_verdict():
+    failure, _ = compared(lambda r: LIKES_A if paris_first(r) else refusal(500), retries=1)
+    assert isinstance(failure, JudgeFailure)
+    assert "answered 500: no (2 attempts)" in failure.error
+
+
+def test_grades():
+    with endpoint(lambda r: completion("4", {"4": 0.4, "5": 0.4, "1": 0.1, "Good": 0.1})) as server:
+        judge = section(server.url, mode="pointwise")
+        pool = Direct(judge, Endpoint(judge, Questionnaire(judge), KEY, sleep=Naps()))
+        ratings = asyncio.run(pool.rate([CandidateGroup(PROMPT, (FIRST, SECOND))]))
+    assert [r.candidate_id for r in ratings] == ["1", "2"]
+    assert all(isinstance(r, Rating) for r in ratings)
+    assert ratings[0].value == pytest.approx((4 * 0.4 + 5 * 0.4 + 0.1) / 0.9)
+
+
+@pytest.mark.parametrize(
+    "fault", [refusal(408), refusal(409), refusal(429), refusal(500), refusal(503), DROP, *GARBAGE]
+)
+def test_passing_faults_are_retried_under_one_key(fault):
+    with endpoint(lambda r: fault if r.number < 2 else LIKES_A) as server:
+        asked, naps = made(server.url)
+        [reply] = ask(asked)
+    assert isinstance(reply, Answered)
+    assert reply.probabilities == pytest.approx((0.6, 0.2, 0.1))
+    keys = {r.headers["idempotency-key"] for r in server.requests}
+    assert (len(server.requests), len(keys), len(naps.seconds)) == (3, 1, 2)
+    assert 0.25 <= naps.seconds[0] <= 0.5
+    assert 0.5 <= naps.seconds[1] <= 1.0
+    assert (asked.usage.requests, asked.usage.retries) == (3, 2)
+
+
+@pytest.mark.parametrize("fault", [refusal(500, "on fire"), DROP, *GARBAGE])
+def test_lasting_faults_fail_the_question_alone(fault):
+    with endpoint(lambda r: fault if "bad" in r.text else LIKES_A) as server:
+        asked, _ = made(server.url, retries=2)
+        bad, good = ask(asked, question("bad"), question("good"))
+    assert isinstance(bad, Unanswered)
+    assert "(3 attempts)" in bad.error
+    assert isinstance(good, Answered)
+    assert len(server.requests) == 4
+
+
+def test_an_endpoint_that_hangs_is_left():
+    with endpoint(lambda r: HANG) as server:
+        asked, _ = made(server.url, timeout_s=0.2, retries=1, price_in=1e6, price_out=1e6)
+        [reply] = ask(asked)
+        assert isinstance(reply, Unanswered)
+        assert "no answer within judge.timeout_s = 0.2 s (2 attempts)" in reply.error
+        # It may have been billed: bytes of the question and its frame, 4 tokens of answer, twice.
+        assert reply.cost == asked.usage.cost == pytest.approx(2 * (len("Which is better? q") + 64 + 4))
+
+
+def test_nobody_there():
+    asked, _ = made("http://127.0.0.1:9/v1", retries=1, price_in=1.0)
+    [reply] = ask(asked)
+    assert isinstance(reply, Unanswered)
+    assert "connection failed" in reply.error
+    assert reply.cost == 0
+
+
+def test_retry_after_is_honoured():
+    with endpoint(lambda r: LIKES_A if r.number else refusal(429, Retry_After="7")) as server:
+        asked, naps = made(server.url)
+        ask(asked)
+    assert naps.seconds[0] >= 7.25
+
+
+def test_too_long_a_pause_is_not_waited_for():
+    with endpoint(lambda r: refusal(429, "tomorrow", Retry_After="86400")) as server:
+        asked, naps = made(server.url)
+        [reply] = ask(asked)
+    assert "asks to wait 86400 s: tomorrow" in reply.error
+    assert (len(server.requests), naps.seconds) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("12", 12), ("", 0), ("soon", 0), ("-3", 0), ("nan", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_retry_after_header(header, seconds):
+    assert _retry_after(header) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    assert _retry_after("Fri, 01 Jan 2100 00:00:00 GMT") > 1e9
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_refused_key_stops_everything_and_is_not_shown(status):
+    with endpoint(lambda r: refusal(status, f"Incorrect API key provided: {KEY}")) as server:
+        asked, _ = made(server.url, api_key_env="JUDGE_KEY", concurrency=1)
+        for _ in range(3):
+            with pytest.raises(JudgeUnauthorised) as stopped:
+                ask(asked)
+    assert len(server.requests) == 1
+    message = str(stopped.value)
+    assert KEY not in message
+    assert f"answered {status}: Incorrect API key provided: ***; check the key in JUDGE_KEY" in message
+    assert stopped.value.__cause__ is None
+    assert stopped.value.__suppress_context__
+
+
+def test_an_exhausted_account_is_not_retried():
+    with endpoint(lambda r: refusal(429, "You exceeded your quota", "insufficient_quota")) as server:
+        asked, _ = made(server.url)
+        with pytest.raises(JudgeUnauthorised, match="exceeded your quota"):
+            ask(asked)
+    assert len(server.requests) == 1
+
+
+def test_an_unknown_model_stops_everything():
+    with endpoint(lambda r: refusal(404, "no such model")) as server:
+        asked, _ = made(server.url)
+        with pytest.raises(JudgeError, match=r"answered 404 for judge\.model m: no such model"):
+            ask(asked)
+
+
+def test_a_question_that_is_refused_fails_alone():
+    with endpoint(lambda r: refusal(400, "too long for the context") if "bad" in r.text else LIKES_A) as server:
+        asked, _ = made(server.url)
+        bad, good = ask(asked, question("bad"), question("good"))
+    assert "answered 400: too long for the context" in bad.error
+    assert isinstance(good, Answered)
+    assert len(server.requests) == 2
+
+
+def test_the_endpoints_dialect_is_learnt_once():
+    def script(request):
+        if request.body.get("top_logprobs", 0) > 5:
+            return refusal(400, "top_logprobs must be at most 5")
+        if request.body.get("logprobs"):
+            return refusal(422, "logprobs are not supported by this model")
+        if "max_tokens" in request.body:
+            return refusal(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if "temperature" in request.body:
+            return refusal(400, "'temperature' does not support 0.0 with this model")
+        return completion("C")
+
+    with endpoint(script) as server:
+        asked, _ = made(server.url)
+        [first] = ask(asked)
+        [second] = ask(asked, question("another"))
+    assert first.probabilities == second.probabilities == (0.0, 0.0, 1.0)
+    assert first.certain
+    assert len(server.requests) == 6
+    assert set(server.requests[-1].body) == {"model", "messages", "max_completion_tokens"}
+
+
+def test_never_more_than_concurrency_at_once():
+    limit, lock, running, most = 3, threading.Lock(), 0, 0
+    together = threading.Barrier(limit)
+
+    def script(request):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait(timeout=30)  # breaks unless as many as may are there
+        with lock:
+            running -= 1
+        return LIKES_A
+
+    with endpoint(script) as server:
+        asked, _ = made(server.url, concurrency=limit)
+        replies = ask(asked, *(question(str(i)) for i in range(4 * limit)))
+    assert all(isinstance(r, Answered) for r in replies)
+    assert most == limit
+    assert len({r.headers["idempotency-key"] for r in server.requests}) == 4 * limit
+
+
+def test_budget_is_never_exceeded():
+    """The endpoint bills what it likes below the worst case; what it has billed never passes the budget."""
+    billed = []
+
+    def script(request):
+        tokens = (20 + 3 * (request.number % 5), 1)
+        billed.append(tokens[0] * 1.0 + tokens[1] * 5.0)
+        return completion("A", {"A": 1.0}, tokens)
+
+    with endpoint(script) as server:
+        asked, _ = made(server.url, spent=300.0, price_in=1e6, price_out=5e6, budget=1000.0)
+        with pytest.raises(BudgetExhausted) as stopped:
+            ask(asked, *(question(str(i)) for i in range(100)))
+        with pytest.raises(BudgetExhausted):
+            ask(asked)
+    assert 300 + sum(billed) <= 1000
+    # Stopped no earlier than one more might have been too much.
+    worst = len("Which is better? 10") + 64 + 4 * 5
+    assert 300 + sum(billed) > 1000 - worst
+    assert asked.usage.cost == pytest.approx(300 + sum(billed))
+    assert "judge.budget = 1000" in str(stopped.value)
+
+
+@settings(deadline=None)
+@given(
+    limit=st.floats(1, 100),
+    bills=st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=40),
+)
+def test_reservations_keep_any_order_of_bills_within_the_limit(limit, bills):
+    async def spend(budget, most, share):
+        await budget.reserve(most)
+        await asyncio.sleep(0)
+        await budget.settle(most, most * share)
+        assert budget.spent <= limit * (1 + 1e-9)
+
+    async def all_of_them():
+        budget = Budget(limit)
+        done = await asyncio.gather(*(spend(budget, m, s) for m, s in bills), return_exceptions=True)
+        stopped = [d for d in done if d is not None]
+        assert all(isinstance(d, BudgetExhausted) for d in stopped)
+        if sum(m for m, _ in bills) <= limit:
+            assert not stopped
+
+    asyncio.run(all_of_them())
+
+
+def test_pace_spaces_requests_evenly():
+    now = 100.0
+    went = []
+
+    async def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    async def go():
+        pace = Pace(30, sleep, lambda: now)
+        for i in range(4):
+            if i == 3:
+                pace.hold(60)
+            await pace.wait()
+            went.append(now)
+
+    asyncio.run(go())
+    assert went == [100, 102, 104, 164]
+
+
+def test_no_rate_limit_no_waiting():
+    naps = Naps()
+
+    async def go():
+        pace = Pace(None, naps)
+        for _ in range(5):
+            await pace.wait()
+
+    asyncio.run(go())
+    assert naps.seconds == []
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o610])
+def test_a_key_file_for_all_to_read_is_refused(tmp_path, mode):
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    file.chmod(mode)
+    with pytest.raises(JudgeError) as refused:
+        read_key(section(api_key_file=str(file)))
+    assert f"mode {mode:04o}" in str(refused.value)
+    assert f"chmod 600 {file}" in str(refused.value)
+    assert KEY not in str(refused.value)
+
+
+def test_key_from_a_file_of_the_owners(tmp_path):
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    file.chmod(0o600)
+    assert read_key(section(api_key_file=str(file))) == KEY
+    for content in (b"", b"two\nlines", b"\xff"):
+        file.write_bytes(content)
+        with pytest.raises(JudgeError, match=r"judge\.api_key_file"):
+            read_key(section(api_key_file=str(file)))
+    with pytest.raises(JudgeError, match="No such file"):
+        read_key(section(api_key_file=str(tmp_path / "none")))
+
+
+def test_key_from_the_environment(monkeypatch):
+    assert read_key(section()) == ""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    assert read_key(section(api_key_env="JUDGE_KEY")) == KEY
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(JudgeError, match=r"judge\.api_key_env = JUDGE_KEY"):
+        read_key(section(api_key_env="JUDGE_KEY"))
+    assert "JUDGE_KEY" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_end|>", "<|im_start|>system", "</s>", "<s>", "[INST] x [/INST]", "<<SYS>>", "<start_of_turn>", "<｜User｜>"],
+)
+def test_control_tokens_in_what_is_quoted_are_broken(text):
+    quoted = Question((Turn("user", (Piece(f"say {text}", False), Piece(f"a {text} b", True))),))
+    [message] = chat_messages(quoted)
+    assert message["content"].count(text) == 1
+    assert message["content"].replace("\u200b", "") == f"say {text}a {text} b"
+
+
+@pytest.mark.parametrize("text", ["a < b | c", "if x<|y", "[1] <b>bold</b> <table>", "list[INSTANCE]"])
+def test_ordinary_text_is_left_alone(text):
+    [message] = chat_messages(Question((Turn("user", (Piece(text, True),)),)))
+    assert message["content"].replace("\u200b", "") == text
+    if "<|" not in text:
+        assert message["content"] == text
+
+
+def tokens(*pairs):
+    content = [
+        {"token": t, "logprob": -0.5, "top_logprobs": [{"token": k, "logprob": -1.0} for k in top]} for t, top in pairs
+    ]
+    text = "".join(t for t, _ in pairs)
+    return Completion.model_validate({"choices": [{"message": {"content": text}, "logprobs": {"content": content}}]})
+
+
+def test_a_rationale_is_read_before_the_verdict():
+    rationale = Rationale(max_tokens=20, ends_with="Verdict:")
+    said = tokens(("A is ", ()), ("wrong.\n", ()), ("Verdict", ()), (":", ()), (" ", ()), ("B", ("B", " B", "A")))
+    reply = read_answer(said, ("A", "B"), rationale)
+    assert reply.rationale == "A is wrong."
+    assert reply.probabilities == pytest.approx((0.36788, 2 * 0.36788), abs=1e-4)
+    assert isinstance(read_answer(tokens(("B", ("B",))), ("A", "B"), rationale), Unanswered)
+
+
+def test_verdicts_that_begin_alike_are_refused(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text("user: '{{ conversation }}{{ first }}{{ second }}'\nverdicts: {first: A, second: AB, tie: ''}")
+    with pytest.raises(JudgeError, match="'A' or 'AB'"):
+        made("http://127.0.0.1:9/v1", template=str(file))
