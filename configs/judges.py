@@ -158,11 +158,14 @@ class HumanJudge(_Judge):
     mode: Literal["pairs", "labels"] = "pairs"
     """Which of two responses is better, or thumbs up / down on one (unary labels for KTO)."""
     store: str = ""
-    """Database URL (``postgresql+psycopg://...``); empty: SQLite (WAL) in the run's directory."""
+    """Database URL (``postgresql+psycopg://...``), one database (or schema) a run; empty: SQLite (WAL) in the run's
+    directory, which then is on a disk of the driver's node (SQLite does not work over network file systems)."""
     host: str = "127.0.0.1"
     """Address that the page is served on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8700
     """Port of the page; 0: any free one."""
+    public_url: str = Field("", pattern=r"^$|^https?://[^#?]+$")
+    """Address that people open, where a proxy stands before the page; ``https://``: it ends TLS."""
     serve: bool = True
     """Serve the page from inside the run; false: ``rondo annotate`` does, on the same store."""
     annotators: tuple[str, ...] = ("annotator",)
@@ -170,7 +173,8 @@ class HumanJudge(_Judge):
     reviewers: tuple[str, ...] = ()
     """Annotators who decide conflicts between the others and see the agreement page."""
     overlap: PositiveInt = 1
-    """How many people judge an item; disagreement between them goes to a reviewer, or is a tie without one."""
+    """How many people judge an item. Where they disagree a reviewer decides; without one the majority, else it is a
+    tie."""
     lease_s: PositiveFloat = 600.0
     """An item that was handed out and not judged within this is given to others."""
     gold: str = ""
@@ -182,7 +186,7 @@ class HumanJudge(_Judge):
     qualification_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of them to be right; who misses it is thanked and gets no more items."""
     guidelines: str = ""
-    """Markdown file of guidelines; empty: the ones that ship. Its hash stands in every judgement."""
+    """Markdown file of guidelines; empty: the ones that ship. Their hash stands in every judgement."""
     warning: str = ""
     """Content warning that is shown before the first item."""
     strength: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from pydantic import ValidationError
 from configs.judges import HumanJudge
 from pipelines.annotate.exchange import Format, export_labels, import_labels
 from pipelines.annotate.items import AnnotationError, Role, Task
-from pipelines.annotate.people import erase, known_people, new_code
+from pipelines.annotate.people import erase, known_people
 from pipelines.annotate.reading import read_gold, read_items
-from pipelines.annotate.serving import address, is_tls, link, listen, server
-from pipelines.annotate.store import Store, sqlite_url
+from pipelines.annotate.serving import address, is_tls, listen, make_links, server
+from pipelines.annotate.store import STORE_NAME, Store, sqlite_url
 from pipelines.ledger import read_record
 
 Say = Callable[[str], None]
-STORE_NAME = "annotations.db"  # in a run's directory
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 
 
@@ -65,8 +63,7 @@ def _of_file(path: Path, knobs: Sequence[str]) -> Store:
     given = _knobs(knobs)
     read = read_items(path, given.get("mode"))
     judge = _judge({"mode": read[0].item.mode, **given})
-    gold = read_gold(Path(judge.gold), judge.mode) if judge.gold else []
-    _check_qualification(judge, len(gold))
+    gold = read_gold(judge)
     store = Store(judge.store or sqlite_url(path.with_suffix(f".{STORE_NAME}")))
     store.configure(Task.of(judge), path.name, expecting=False)
     store.add_gold(gold)  # first: a gold item that also stands in the file stays gold
@@ -97,22 +94,6 @@ def _judge(given: dict[str, Any]) -> HumanJudge:
         raise AnnotationError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}") from None
 
 
-def _check_qualification(judge: HumanJudge, gold: int) -> None:
-    if judge.qualification > gold:
-        raise AnnotationError(
-            f"qualification = {judge.qualification}, but gold = {judge.gold or 'empty'} has {gold} items: nobody could "
-            f"pass; name a file of that many, or lower qualification"
-        )
-
-
-def prepare_gold(store: Store, judge: HumanJudge) -> None:
-    """Add a run's gold items; raises AnnotationError where they are fewer than the qualification round asks for."""
-    gold = read_gold(Path(judge.gold), judge.mode) if judge.gold else []
-    _check_qualification(judge, len(gold))
-    if gold:
-        store.add_gold(gold)
-
-
 def add_people(store: Store, annotators: Sequence[str], reviewers: Sequence[str]) -> list[str]:
     """Add those who are named; returns whose links to print: theirs, or everybody's where nobody is named."""
     store.add_people(annotators, "annotator")
@@ -128,12 +109,6 @@ def add_people(store: Store, annotators: Sequence[str], reviewers: Sequence[str]
 
 def people_of(store: Store) -> list[tuple[str, Role]]:
     return store.read(known_people)
-
-
-def make_links(store: Store, base: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, link with a fresh one-time code) of each."""
-    now = time.time()
-    return store.write(lambda db: [(name, link(base, new_code(db, name, now))) for name in names])
 
 
 def serve(store: Store, serving: Serving, names: Sequence[str], say: Say) -> None:

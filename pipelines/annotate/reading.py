@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from configs.judges import HumanJudge
 from pipelines.annotate.items import AnnotationError, AnnotationItem, Answer, Choice, Mode, Shown
 from pipelines.annotate.store import Gold
 from pipelines.data.annotations import parse_argilla, parse_label_studio
@@ -88,22 +89,26 @@ def read_items(path: Path, mode: Mode | None = None) -> list[ReadItem]:
     return found
 
 
-def read_gold(path: Path, mode: Mode) -> list[Gold]:
-    """Items with known answers: preferences or unary labels, or ``response_a``, ``response_b`` and ``answer``.
+def read_gold(judge: HumanJudge) -> list[Gold]:
+    """The items with known answers that ``judge.gold`` names, none where it is empty.
 
-    ``answer`` is a, b, tie or both_bad. Raises AnnotationError.
+    They are preferences or unary labels, or ``response_a``, ``response_b`` and ``answer`` (a, b, tie or both_bad).
+    Raises AnnotationError, also where the qualification round asks for more of them than there are.
     """
     found = []
-    for place, record in _records(path):
+    for place, record in _records(Path(judge.gold)) if judge.gold else ():
         try:
             gold = _gold(filled(record))
         except (Unfit, ValueError) as error:
             raise AnnotationError(f"{place}: {error or 'the record is no gold item'}") from None
-        if gold.item.mode != mode:
-            raise AnnotationError(f"{place}: a gold item of mode {gold.item.mode}, but mode = {mode}")
+        if gold.item.mode != judge.mode:
+            raise AnnotationError(f"{place}: a gold item of mode {gold.item.mode}, but mode = {judge.mode}")
         found.append(gold)
-    if not found:
-        raise AnnotationError(f"gold = {path} holds no items")
+    if judge.qualification > len(found):
+        raise AnnotationError(
+            f"qualification = {judge.qualification}, but gold = {judge.gold or 'empty'} has {len(found)} items: nobody "
+            f"could pass; name a file of that many, or lower qualification"
+        )
     return found
 
 

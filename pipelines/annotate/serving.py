@@ -9,23 +9,30 @@ pipe that only the parent holds open.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import uvicorn
 
 from pipelines.annotate.items import AnnotationError
+from pipelines.annotate.people import new_code
 from pipelines.annotate.server import application
 from pipelines.annotate.store import Store
 
 _STOP_S = 10.0
+_MOST_FAILURES = 3
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,14 +56,27 @@ def address(bound: socket.socket, public_url: str = "") -> str:
     if public_url:
         return public_url.rstrip("/")
     host, port = bound.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
+    if host in _ANY:
         host = socket.getfqdn()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # addresses to serve on, and where this machine then finds itself
+
+
+def _reachable(host: str) -> str:
+    return _ANY.get(host, f"[{host}]" if ":" in host else host)
 
 
 def link(base: str, code: str) -> str:
     """What one person opens. Browsers do not send what follows the #, so no log of a server ever holds the code."""
     return f"{base}/#{code}"
+
+
+def make_links(store: Store, base: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, link with a fresh one-time code) of each; raises AnnotationError where nobody has that name."""
+    now = time.time()
+    return store.write(lambda db: [(name, link(base, new_code(db, name, now))) for name in names])
 
 
 def is_tls(public_url: str) -> bool:
@@ -84,13 +104,37 @@ class ServerProcess:
     def __init__(self, url: str, bound: socket.socket, log_file: Path, behind_tls: bool = False) -> None:
         self._url, self._socket, self._log_file, self._behind_tls = url, bound, log_file, behind_tls
         self._process: subprocess.Popen[str] | None = None
-        self.starts = 0
+        self._failures = 0
 
     def keep_running(self) -> None:
-        """Start the server, or start it again if it has died."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self.starts += 1
+        """Start the server, or start it again if it has died; raises AnnotationError where it ends again and again."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            # Killed, it may come back for as long as it takes. Ended by itself, it will do so again.
+            self._failures = self._failures + 1 if self._process.returncode > 0 else 0
+            if self._failures == _MOST_FAILURES:
+                words = self._log_file.read_text(errors="replace").strip().splitlines()
+                raise AnnotationError(
+                    f"the annotation server ended {self._failures} times by itself, last with {words[-1:]}: "
+                    f"see {self._log_file}"
+                )
+        self._start()
+
+    async def ready(self, seconds: float) -> None:
+        """Wait until the page is served; raises AnnotationError after ``seconds``."""
+        host, port = self._socket.getsockname()[:2]
+        url = f"http://{_reachable(host)}:{port}/healthz"
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.keep_running()
+            # The socket listens already: this waits in its queue until the server answers, or is dead.
+            with suppress(OSError):
+                await asyncio.to_thread(lambda: urlopen(url, timeout=2).close())
+                return
+        raise AnnotationError(f"the annotation server did not answer within {seconds:.0f} s: see {self._log_file}")
+
+    def _start(self) -> None:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("a") as log:
             self._process = subprocess.Popen(

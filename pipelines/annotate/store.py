@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.engine import make_url
 
 from pipelines.annotate.assignment import State, state_of
@@ -18,6 +18,7 @@ from pipelines.annotate.people import add_person
 from pipelines.annotate.tables import items, labels, open_database, tasks
 
 T = TypeVar("T")
+STORE_NAME = "annotations.db"  # in a run's directory, and after the name of a file of items
 _CHUNK = 500  # ids of one query; databases limit the parameters of a statement
 
 
@@ -34,6 +35,7 @@ class Given:
     """A label as its item's decision needs it."""
 
     choice: Choice
+    strength: int | None
     rationale: str
     written: str
     seconds: float
@@ -41,7 +43,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """An item that is decided and that no batch has consumed yet."""
+    """An item with what its answers have come to."""
 
     id: str
     step: int
@@ -182,33 +184,27 @@ class Store:
         states = [by.get(s, 0) for s in ("open", "conflict", "decided")]
         return Counts(sum(states), *states)
 
-    def decided(self, up_to_step: int) -> list[Decided]:
-        """What was decided and not consumed, of the steps up to ``up_to_step``, in the order it was asked."""
-        waiting = (items.c.state == "decided") & items.c.consumed.is_(None) & items.c.step.between(1, up_to_step)
+    def count_decided(self, ids: Sequence[str]) -> int:
+        """How many of these items are decided."""
 
-        def work(db: Connection) -> list[Decided]:
-            given: dict[str, list[tuple[bool, Given]]] = {}
-            for r in db.execute(
-                select(labels)
-                .join(items, items.c.id == labels.c.item)
-                .where(waiting, labels.c.undone.is_(None))
-                .order_by(labels.c.id)
-            ):
-                word = Given(Choice(r.choice), r.rationale, r.written, r.seconds or 0.0)
-                given.setdefault(r.item, []).append((r.review, word))
-            rows = db.execute(select(items).where(waiting).order_by(items.c.step, items.c.seq)).all()
-            return [
-                Decided(
-                    r.id,
-                    r.step,
-                    AnnotationItem.from_json(r.content),
-                    Decision(Choice(r.outcome), r.probability),
-                    _deciding(given.get(r.id, [])),
-                )
-                for r in rows
-            ]
+        def work(db: Connection) -> int:
+            among = select(func.count()).select_from(items).where(items.c.state == "decided")
+            return sum(int(db.execute(among.where(items.c.id.in_(some))).scalar_one()) for some in _chunks(ids))
 
         return self.read(work)
+
+    def decided(self, ids: Sequence[str]) -> list[Decided]:
+        """Those of these items that are decided, consumed or not, in the order they were asked."""
+        return self.read(
+            lambda db: [
+                d for some in _chunks(ids) for d in _decided(db, items.c.id.in_(some) & (items.c.state == "decided"))
+            ]
+        )
+
+    def unconsumed(self, up_to_step: int) -> list[Decided]:
+        """What is decided and was never consumed, of the steps 1 to ``up_to_step``, in the order it was asked."""
+        waiting = (items.c.state == "decided") & items.c.consumed.is_(None) & items.c.step.between(1, up_to_step)
+        return self.read(lambda db: _decided(db, waiting))
 
     def consume(self, step: int, ids: Sequence[str]) -> int:
         """``step`` has taken these decisions over: they can no longer be undone. Returns how many were new."""
@@ -233,6 +229,28 @@ def _change_overlap(db: Connection, difference: int) -> None:
     labelled = select(items.c.id, items.c.state).where(ours, items.c.labels > 0)
     for row in db.execute(labelled).all():
         settle(db, state, row.id, row.state)
+
+
+def _decided(db: Connection, wanted: ColumnElement[bool]) -> list[Decided]:
+    given: dict[str, list[tuple[bool, Given]]] = {}
+    for r in db.execute(
+        select(labels)
+        .join(items, items.c.id == labels.c.item)
+        .where(wanted, labels.c.undone.is_(None))
+        .order_by(labels.c.id)
+    ):
+        word = Given(Choice(r.choice), r.strength, r.rationale, r.written, r.seconds or 0.0)
+        given.setdefault(r.item, []).append((r.review, word))
+    return [
+        Decided(
+            r.id,
+            r.step,
+            AnnotationItem.from_json(r.content),
+            Decision(Choice(r.outcome), r.probability),
+            _deciding(given.get(r.id, [])),
+        )
+        for r in db.execute(select(items).where(wanted).order_by(items.c.step, items.c.seq))
+    ]
 
 
 def _deciding(given: Sequence[tuple[bool, Given]]) -> tuple[Given, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from configs.judges import HumanJudge
 from pipelines.annotate.command import open_target, people_of
 from pipelines.annotate.exchange import FORMATS, export_labels, import_labels, user_id
 from pipelines.annotate.items import AnnotationError, Choice
@@ -101,7 +102,7 @@ def other_decided(other: Store) -> list[Any]:
     from pipelines.annotate.tables import items
 
     other.write(lambda db: db.execute(update(items).values(step=1)))
-    return other.decided(1)
+    return other.unconsumed(1)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -143,7 +144,7 @@ def test_labels_made_in_argilla_come_back(tmp_path) -> None:
     path.write_text(json.dumps(made))
     site.store.add_people(["ann"], "annotator")
     assert import_labels(site.store, path).labels == 3
-    (decided,) = site.store.decided(1)
+    (decided,) = site.store.unconsumed(1)
     assert (decided.decision.outcome, decided.decision.probability) == (Choice.TIE, 0.25)
     assert site.visitor("bob").next() == item(1).id  # the draft was no label
     assert site.visitor("ann").post("next")["item"] is None  # she labelled it over there
@@ -159,8 +160,8 @@ def test_labels_made_in_label_studio_come_back(tmp_path) -> None:
     made[1]["annotations"] = [{"result": [], "was_cancelled": True, "completed_by": 3}]
     path.write_text(json.dumps(made))
     assert import_labels(site.store, path).labels == 1
-    assert site.store.decided(1)[0].decision.outcome is Choice.SECOND
-    assert site.store.decided(1)[0].labels[0].seconds == 4.5
+    assert site.store.unconsumed(1)[0].decision.outcome is Choice.SECOND
+    assert site.store.unconsumed(1)[0].labels[0].seconds == 4.5
 
 
 def test_unary_labels_round_trip(tmp_path) -> None:
@@ -216,11 +217,13 @@ def test_a_file_that_holds_no_items_is_refused(tmp_path, line, words) -> None:
 def test_gold_items(tmp_path) -> None:
     path = write(tmp_path / "gold.jsonl", {"prompt": "q", "response_a": "x", "response_b": "y", "answer": "b"},
                  {"prompt": "q", "chosen": "x", "rejected": "z"})  # fmt: skip
-    assert [g.choice for g in read_gold(path, "pairs")] == [Choice.SECOND, Choice.FIRST]
+    judge = HumanJudge(kind="human", gold=str(path))
+    assert [g.choice for g in read_gold(judge)] == [Choice.SECOND, Choice.FIRST]
     with pytest.raises(AnnotationError, match="mode = labels"):
-        read_gold(path, "labels")
+        read_gold(judge.model_copy(update={"mode": "labels"}))
+    bad = write(tmp_path / "bad.jsonl", {"prompt": "q", "response_a": "x", "response_b": "y"})
     with pytest.raises(AnnotationError, match="answer"):
-        read_gold(write(tmp_path / "bad.jsonl", {"prompt": "q", "response_a": "x", "response_b": "y"}), "pairs")
+        read_gold(judge.model_copy(update={"gold": str(bad)}))
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

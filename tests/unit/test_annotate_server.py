@@ -234,7 +234,7 @@ def test_a_conflict_goes_to_a_reviewer_whose_word_decides(make) -> None:
     verdict = "left" if conflict["left"].endswith("b") else "right"
     for _ in range(2):
         rev.post("resolve", item=first, verdict=verdict, rationale="right one")
-    (decided,) = site.store.decided(1)
+    (decided,) = site.store.unconsumed(1)
     assert decided.decision.outcome == "second"
     assert decided.decision.probability == 0
     assert [g.rationale for g in decided.labels] == ["right one"]
@@ -248,7 +248,7 @@ def test_a_reviewer_may_think_again_until_a_batch_has_learned_from_it(make) -> N
     first, _, _ = disagreeing(site)
     rev.post("resolve", item=first, verdict="tie")
     rev.post("resolve", item=first, verdict="both_bad")
-    assert site.store.decided(1)[0].decision.outcome == "both_bad"
+    assert site.store.unconsumed(1)[0].decision.outcome == "both_bad"
     site.store.consume(1, [first])
     assert "step 1" in rev.post("resolve", 409, item=first, verdict="tie")["error"]
 
@@ -266,11 +266,11 @@ def test_undo_of_one_label_ends_the_conflict(make) -> None:
 def test_without_a_reviewer_the_majority_decides_or_it_is_a_tie(make) -> None:
     site = make(1, overlap=2)
     disagreeing(site)
-    assert site.store.decided(1)[0].decision.outcome == "tie"
+    assert site.store.unconsumed(1)[0].decision.outcome == "tie"
     site = make(1, overlap=3)
     disagreeing(site)
     site.visitor("cat").choose("b")
-    decided = site.store.decided(1)[0].decision
+    decided = site.store.unconsumed(1)[0].decision
     assert decided.outcome == "second"
     assert decided.probability == pytest.approx(1 / 3)
 
