@@ -46,11 +46,11 @@ def conversations(loaded: Items, config: RewardModelConfig, progress: Progress) 
     whole = [p for p in pairs if all(r.token_ids for r in p.responses)]
     fitting = tuple(p for p in whole if example(p).tokens <= room)
     if lost := len(pairs) - len(whole):
-        progress.message(f"  {lost} pairs with a response of nothing but padding are left out")
+        progress.message(f"  a response is nothing but padding in {lost} of {len(pairs)} pairs: left out")
     if lost := len(whole) - len(fitting):
         progress.message(
-            f"  {lost} pairs do not fit batching.micro_batch_tokens = {room} with the end of the conversation and are "
-            f"left out: raise it to {max(example(p).tokens for p in whole)}"
+            f"  with the end of the conversation, these exceed batching.micro_batch_tokens = {room}: {lost} of "
+            f"{len(pairs)} pairs; left out, raise it to {max(example(p).tokens for p in whole)}"
         )
     if not fitting:
         raise ConfigError(f"batching.micro_batch_tokens = {room}: no pair of {source} fits; raise it")
