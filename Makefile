@@ -17,8 +17,9 @@ model: setup ## make or check the model of the quickstart (in ~/.rondo)
 demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=0.2" overrides any field)
 	@$(BIN)/rondo run configs/quickstart.yaml run.name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-test: setup lint ## lint, types, unit and integration tests
-	@$(BIN)/python -m pytest tests/unit tests/integration
+test: setup lint ## lint, types, unit and integration tests, the annotation page in a real browser
+	@bash scripts/browser.sh
+	@$(BIN)/python -m pytest tests/unit tests/integration tests/browser
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from pipelines.annotate.items import AnnotationItem, Shown, Task
 from pipelines.annotate.people import new_code
+from pipelines.annotate.server import application
 from pipelines.annotate.serving import ServerProcess, address, link, listen
 from pipelines.annotate.store import Store, sqlite_url
 from pipelines.annotate.tables import labels
 from preference.types import Message
 
-# Debian's browser. Without its own sandbox it also runs as root and in containers; it only ever loads the test's server.
+# Debian's browser. Without its own sandbox it also runs as root and in containers; it only loads the test's server.
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--disable-gpu",
@@ -55,12 +59,27 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+class ServerThread:
+    """The server in this process: starts at once, and its clock can be moved."""
+
+    def __init__(self, store: Store, bound: socket.socket) -> None:
+        self.ahead = 0.0  # seconds
+        app = application(store, clock=lambda: time.time() + self.ahead)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, args=([bound],))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
 @dataclass
 class Annotation:
     """A store, its server, and what is known of both."""
 
     store: Store
-    server: ServerProcess
+    server: ServerThread | ServerProcess
     base: str
 
     def link(self, name: str = "ada") -> str:
@@ -72,11 +91,15 @@ class Annotation:
         rows = self.store.read(lambda db: db.execute(query).all())
         return [(r.item, r.choice, r.rationale, r.written) for r in rows]
 
-    def kill(self) -> None:
-        """kill -9 of the server; its address stays, and requests wait for the next one."""
-        assert self.server.pid is not None
-        os.kill(self.server.pid, signal.SIGKILL)
-        self.server.wait()
+    def undone(self) -> int:
+        return len(self.store.read(lambda db: db.execute(labels.select().where(labels.c.undone.is_not(None))).all()))
+
+
+def kill(server: ServerProcess) -> None:
+    """kill -9; the address stays, and requests wait there for the next server."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
 
 Serve = Callable[..., Annotation]
@@ -92,6 +115,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         people: Sequence[str] = ("ada",),
         reviewers: Sequence[str] = (),
         expecting: bool = False,
+        own_process: bool = False,
         **task: object,
     ) -> Annotation:
         store = Store(sqlite_url(tmp_path / f"store{len(running)}.db"))
@@ -102,8 +126,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         store.add_people(reviewers, "reviewer")
         store.add(items)
         bound = listen("127.0.0.1", 0)
-        server = ServerProcess(store.url, bound, tmp_path / "server.log")
-        server.keep_running()
+        server: ServerThread | ServerProcess
+        if own_process:
+            server = ServerProcess(store.url, bound, tmp_path / "server.log")
+            server.keep_running()
+        else:
+            server = ServerThread(store, bound)
         running.append(Annotation(store, server, address(bound)))
         return running[-1]
 

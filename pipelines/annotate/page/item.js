@@ -3,21 +3,22 @@
 import { difference } from "./diff.js";
 import { count, h } from "./dom.js";
 import { markdown } from "./markdown.js";
-import { lines, visible } from "./text.js";
+import { lines, spelled, visible } from "./text.js";
 
 const SHOWN_AT_FIRST = 20_000; // characters: more than a screenful of screens
 const ROLES = { system: "System", user: "User", assistant: "Assistant", tool: "Tool" };
 
-/** Markdown of `content`; of a huge text its beginning, with a button for the rest. */
+/** Markdown of `content`; of a huge text its beginning, with a button that shows all of it as written. */
 export function text(content) {
   const box = h("div", { class: "text", dir: "auto" });
   if (content.length <= SHOWN_AT_FIRST) {
     box.append(markdown(content));
     return box;
   }
-  const more = h("button", { type: "button", class: "more" }, `Show all ${count(content.length, "character")}`);
+  const more = h("button", { type: "button", class: "more" }, `Show all ${count(content.length, "character")} as written`);
   more.addEventListener("click", () => {
-    box.replaceChildren(markdown(content));
+    box.replaceChildren(spelled(lines(content)));
+    box.classList.add("source");
     box.tabIndex = -1;
     box.focus({ preventScroll: true });
   });
@@ -63,13 +64,14 @@ const empty = (content) => !content.trim();
 export function pair(left, right, marked) {
   if (!marked) return h("div", { class: "responses" }, response(left, "left"), response(right, "right"));
   const found = difference(lines(left), lines(right));
+  const readable = Math.max(left.length, right.length) > SHOWN_AT_FIRST ? spelled : visible;
   const said = {
     words: "Marked: words that only this response has. Both are shown as written, without formatting.",
     lines: "The responses differ too much for words: marked are lines that only this response has.",
   };
   const columns = ["left", "right"].map((side) => {
     const node = response("", side);
-    const shown = found[side].map(({ text: words, changed }) => (changed ? h("mark", {}, visible(words)) : visible(words)));
+    const shown = found[side].map(({ text: words, changed }) => (changed ? h("mark", {}, readable(words)) : readable(words)));
     node.lastChild.replaceWith(h("div", { class: "text source", dir: "auto" }, shown));
     return node;
   });

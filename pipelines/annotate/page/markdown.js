@@ -161,5 +161,5 @@ function table(source, at) {
     end += 1;
   }
   const whole = h("table", {}, h("thead", {}, row(source[at], "th")), h("tbody", {}, body));
-  return [h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, whole), end];
+  return [h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table" }, whole), end];
 }

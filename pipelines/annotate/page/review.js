@@ -180,7 +180,7 @@ export class AgreementPage {
         figure("Median time", seconds === null ? "–" : duration(seconds), "an item"),
       ),
       rows.length
-        ? h("div", { class: "scroll card", tabindex: "0", role: "region", "aria-label": "Annotators" }, h("table", {}, head, h("tbody", {}, rows)))
+        ? h("div", { class: "scroll card", tabindex: "0", role: "group", "aria-label": "Annotators" }, h("table", {}, head, h("tbody", {}, rows)))
         : h("p", { class: "card" }, "Nobody has answered anything yet."),
       h(
         "dl",

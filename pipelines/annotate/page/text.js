@@ -5,8 +5,9 @@ import { h } from "./dom.js";
 
 // Controls, format characters, lone surrogates and line separators, except what ordinary text needs: line breaks, tabs,
 // joiners (emoji, Persian, Indic scripts) and the visible Arabic and Syriac number signs that are "format" by category.
+// Then marks piled up on one letter, beyond what any script needs: they paint over their neighbours and stall the browser.
 const HIDDEN =
-  /(?:(?![\n\t\u200C\u200D\u0600-\u0605\u06DD\u070F\u0890\u0891\u08E2])[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029])+/gu;
+  /(?:(?![\n\t\u200C\u200D\u0600-\u0605\u06DD\u070F\u0890\u0891\u08E2])[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029])+|(?<=\p{M}{8})\p{M}+/gu;
 
 const NAMES = {
   0x00: "null",
@@ -35,7 +36,8 @@ const NAMES = {
 
 const SHOWN_OF_A_RUN = 4;
 
-function badge(run) {
+/** "U+200B U+202E ×3 and 5 more" for a run of characters. */
+function spell(run) {
   const distinct = [];
   for (const char of run) {
     const point = char.codePointAt(0);
@@ -48,8 +50,13 @@ function badge(run) {
     return times > 1 ? `${code} ×${times}` : code;
   });
   if (distinct.length > SHOWN_OF_A_RUN) words.push(`and ${distinct.length - SHOWN_OF_A_RUN} more`);
-  const name = NAMES[distinct[0].point] ?? "invisible character";
-  return h("span", { class: "control", title: distinct.length > 1 ? "invisible characters" : name }, words.join(" "));
+  return words.join(" ");
+}
+
+function badge(run) {
+  const one = [...run].every((char) => char === run[0]);
+  const name = one ? (NAMES[run.codePointAt(0)] ?? "invisible character") : "invisible characters";
+  return h("span", { class: "control", title: name }, spell(run));
 }
 
 /** `text` as strings and badges, ready to be appended. */
@@ -64,6 +71,9 @@ export function visible(text) {
   if (end < text.length) parts.push(text.slice(end));
   return parts;
 }
+
+/** The same as one string: for texts so long that elements in them would stall the browser. */
+export const spelled = (text) => text.replace(HIDDEN, (run) => `⟨${spell(run)}⟩`);
 
 /** Line breaks of every kind as "\n". */
 export const lines = (text) => text.replace(/\r\n?/g, "\n");
