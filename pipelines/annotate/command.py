@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ def serve(store: Store, serving: Serving, names: Sequence[str], say: Say) -> Non
     for name, url in make_links(store, base, names):
         say(f"  {name}: {url}")
     say("each link works once; `rondo annotate ... --link NAME` makes a new one; Ctrl-C stops, labels are kept")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises again what it was stopped by
     running = server(store, behind_tls=serving.behind_tls or is_tls(serving.public_url))
     try:
         running.run(sockets=[bound])
