@@ -33,7 +33,9 @@ from configs.schema import (
     Weights,
 )
 from configs.section import Section
+from preference.objectives import REGISTRY
 from preference.objectives.step import Term
+from preference.strategies import SEVERAL_PAIRS
 
 
 class SftPhase(Section):
@@ -133,6 +135,29 @@ class RunConfig(TrainingConfig):
             "judge": (self.resources.judge,) * judges,
             **super().groups,
         }
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        pairing = self.pairing
+        for term in self.terms:
+            name = term.objective.name
+            if pairing.ties == "keep" and not term.objective.ties:
+                known = ", ".join(sorted(n for n, o in REGISTRY.items() if o.ties))
+                raise ValueError(
+                    f"pairing.ties = keep, but objective.name = {name} knows no ties: set pairing.ties=drop, or "
+                    f"use an objective that does ({known})"
+                )
+            if pairing.strategy == "labels" and term.objective.data == "pairs":
+                raise ValueError(
+                    f"pairing.strategy = labels makes single responses, but objective.name = {name} learns from "
+                    f"pairs: set objective.name=kto (or another one on labels), or choose another strategy"
+                )
+        if (pairing.max_pairs or 1) > 1 and pairing.strategy not in SEVERAL_PAIRS:
+            raise ValueError(
+                f"pairing.max_pairs = {pairing.max_pairs}, but pairing.strategy = {pairing.strategy} makes at most one "
+                f"pair a prompt: leave it out, or choose one of {', '.join(sorted(SEVERAL_PAIRS))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from configs.judges import Judge
 from configs.section import Section
+from preference.strategies import Strategy
 
 
 class RunDirectory(Section):
@@ -89,10 +90,29 @@ class Sampling(Section):
 
 
 class Pairing(Section):
-    strategy: Literal["best_vs_worst", "best_vs_random", "random"] = "best_vs_worst"
-    """Which two of a prompt's candidates become the pair."""
+    strategy: Strategy = "best_vs_worst"
+    """What is made of a prompt's candidates. ``best_vs_worst``: one pair (max-min; West-of-N, 2401.12086, is the same).
+    ``best_vs_mu_2sigma``: rejected is the one nearest to mean - 2 standard deviations (2502.16825). ``all_pairs``:
+    every two that are no tie. ``rejection_sampling``: pairs among those that RSO accepts (2309.06657). ``labels``:
+    each candidate is desirable or undesirable (for KTO and its like)."""
+    tournament: Literal["knockout", "round_robin"] = "knockout"
+    """Which candidates a judge that compares sees: as few as decide the pair, or every two, scored by Bradley-Terry.
+    Strategies that need every candidate's score play the round robin either way."""
     min_margin: Annotated[float, Field(ge=0)] = 0.0
-    """Score differences at or below this are ties; a tied prompt trains nothing and is counted."""
+    """Score differences (log-odds of a judge that compares) at or below this are ties."""
+    ties: Literal["drop", "keep"] = "drop"
+    """A tie trains nothing and is counted, or is kept as a pair for the objectives that know ties."""
+    length_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Subtracted from a candidate's score for each of its tokens, in the judge's units."""
+    max_pairs: PositiveInt | None = None
+    """Most pairs of one prompt, the clearest first; none: all (``rejection_sampling``: one)."""
+    rejection_beta: PositiveFloat = 0.5
+    """Strength of the KL penalty whose optimal policy ``rejection_sampling`` draws from, in the judge's units: less is
+    greedier."""
+    threshold: FiniteFloat | Literal["mean"] = "mean"
+    """What scores above are desirable under ``labels``: the mean over the prompt's candidates, or a fixed value."""
+    neutral_band: Annotated[float, Field(ge=0)] = 0.0
+    """Scores within this of the threshold get no label."""
 
 
 class Reference(Section):

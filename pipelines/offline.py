@@ -29,6 +29,7 @@ from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Observer, Prepared, Source, Trainer
 from pipelines.timing import Stopwatch
 from preference.batching import collate
+from preference.objectives import REGISTRY
 from preference.types import Fate, Item, Labelled, Pair, Version
 
 C = TypeVar("C", RunConfig, OfflineConfig)
@@ -169,6 +170,13 @@ def refuse_unfit_items(config: TrainingConfig, loaded: Items) -> None:
             raise ConfigError(
                 f"objective {term.objective.name} learns from pairs, but {loaded.report.source} holds {loaded.kind}: "
                 f"use objective.name=kto for labelled responses or objective.name=sft for demonstrations"
+            )
+        ties = sum(isinstance(i, Pair) and i.tied for i in loaded.items)
+        if ties and not term.objective.ties:
+            known = ", ".join(sorted(n for n, o in REGISTRY.items() if o.ties))
+            raise ConfigError(
+                f"{ties} pairs of {loaded.report.source} are ties, which objective {term.objective.name} does not "
+                f"know: use one that does ({known}), or leave them out of the file"
             )
         if term.objective.reference_samples and not any(
             r.player == "reference" for item in loaded.items for r in item.responses

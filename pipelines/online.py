@@ -21,28 +21,21 @@ from pipelines.heldout import HeldOut
 from pipelines.judging import JudgeStage
 from pipelines.ledger import Ledger
 from pipelines.offline import after_sft
+from pipelines.pairing import pairing_rules
 from pipelines.progress import Progress
 from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
 from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Judge, Observer, Prepared, Sampler, Source
 from pipelines.timing import Stopwatch
-from preference.pairing import Paired, PairingRules, Unpaired, make_pair
+from preference.pairing import make_items
 from preference.reports import EvalReport
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import Fate, JudgedGroup, JudgeFailure, Prompt, content_id
+from preference.types import JudgedGroup, JudgeFailure, Prompt, content_id
 
 
 class JudgeUnreliable(RuntimeError):
     """More judgements failed than ``max_failure_rate`` allows."""
-
-
-def pairing_rules(config: RunConfig) -> PairingRules:
-    """How the run's configuration makes pairs."""
-    pairing, sampling = config.pairing, config.sampling
-    return PairingRules(
-        pairing.strategy, pairing.min_margin, sampling.missing_eos, sampling.missing_eos_penalty, config.run.seed
-    )
 
 
 class OnlineSource:
@@ -62,6 +55,7 @@ class OnlineSource:
         self._config, self._prompts, self._heldout = config, prompts, heldout
         self._sampler, self._judge, self._scorer = sampler, judge, scorer
         self._ledger, self._observer = ledger, observer
+        self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
         self._journaled = ledger.replayable(prompts.prompts)
 
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
@@ -71,12 +65,12 @@ class OnlineSource:
             judged = list(journaled)
         else:
             judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
-        outcomes = [make_pair(group, pairing_rules(self._config)) for group in judged]
-        fates = Counter(o.fate if isinstance(o, Unpaired) else Fate.TRAINED for o in outcomes)
-        pairs = [o.pair for o in outcomes if isinstance(o, Paired)]
-        scored, mismatched = await self._scorer.score(step, pairs, watch)
+        made = [make_items(group, self._rules) for group in judged]
+        fates = Counter(m.fate for m in made)
+        items = [item for m in made for item in m.items]
+        scored, mismatched = await self._scorer.score(step, items, watch)
         if journaled is None:
-            self._ledger.prepared(step, [p.id for p in pairs])
+            self._ledger.prepared(step, [i.id for i in items])
         rows = sample_rows(judged, scored)
         return Prepared(fates, scored, mismatched, sample_metrics(judged), probe, rows, watch)
 

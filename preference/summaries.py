@@ -6,9 +6,19 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from preference.pairing import ratings
+from preference.pairing import ratings, scores
 from preference.reports import SampleMetrics, SampleRow
-from preference.types import Candidate, JudgedGroup, JudgeFailure, Pair, Response, Scored, Version, oldest_version
+from preference.types import (
+    Candidate,
+    JudgedGroup,
+    JudgeFailure,
+    Labelled,
+    Pair,
+    Response,
+    Scored,
+    Version,
+    oldest_version,
+)
 
 
 def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
@@ -28,13 +38,15 @@ def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
 def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[Scored]) -> tuple[SampleRow, ...]:
     """One row a candidate, saying what became of it."""
     pairs = [s.item for s in scored if isinstance(s.item, Pair)]
-    chosen, rejected = {p.chosen.id for p in pairs}, {p.rejected.id for p in pairs}
+    labelled = [s.item for s in scored if isinstance(s.item, Labelled)]
+    chosen = {p.chosen.id for p in pairs} | {i.response.id for i in labelled if i.desirable}
+    rejected = {p.rejected.id for p in pairs} | {i.response.id for i in labelled if not i.desirable}
     rows = []
     for j in judged:
-        scores = ratings(j)
+        known = scores(j)
         for c in j.group.candidates:
             role = "chosen" if c.id in chosen else "rejected" if c.id in rejected else "unused"
-            score = scores.get(c.id, float("nan"))
+            score = known.get(c.id, float("nan"))
             rows.append(
                 SampleRow(j.group.prompt.id, j.group.prompt.text, c.text, score, role, _origin(c), len(c.token_ids))
             )

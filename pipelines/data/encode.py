@@ -203,7 +203,7 @@ def _assemble(parsed: Parsed, messages: tuple[Message, ...], prompt: list[int], 
     if isinstance(parsed, Preference):
         chosen, rejected = written(responses[0], parsed.chosen), written(responses[1], parsed.rejected)
         own = context.id or content_id("pair", chosen.id, rejected.id)
-        return Pair(own, asked, chosen, rejected, parsed.margin, parsed.probability)
+        return Pair(own, asked, chosen, rejected, parsed.margin, parsed.probability, parsed.tied)
     return _labelled(parsed, asked, written(responses[0], parsed.response))
 
 

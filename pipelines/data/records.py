@@ -39,6 +39,7 @@ class Preference:
     rejected: str
     margin: float = 1.0
     probability: float = 1.0
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +82,21 @@ def parse_preference(record: Record, rules: DataRules, chat: bool) -> Preference
     _need(record, ("chosen", "rejected"), "pairs")
     prompt = record.get("prompt")
     chosen, rejected = record["chosen"], record["rejected"]
-    margin, probability = _strength(record)
+    strength = _strength(record)
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is not None:
             context = read_context(record, read_prompt(prompt), rules)
-            return Preference(context, _text(chosen, "chosen"), _text(rejected, "rejected"), margin, probability)
+            return Preference(context, _text(chosen, "chosen"), _text(rejected, "rejected"), *strength)
         whole = (_transcript(chosen), _transcript(rejected)) if chat else (None, None)
         if whole[0] is None or whole[1] is None:
             text, first, second = _split_text(chosen, rejected, chat)
-            return Preference(read_context(record, text, rules), first, second, margin, probability)
+            return Preference(read_context(record, text, rules), first, second, *strength)
         turns = whole[0], whole[1]
     else:
         turns = _conversation(chosen, "chosen"), _conversation(rejected, "rejected")
     before = None if prompt is None else _as_turns(read_prompt(prompt))
     start, first, second = _split_turns(before, *turns)
-    return Preference(read_context(record, start, rules), first, second, margin, probability)
+    return Preference(read_context(record, start, rules), first, second, *strength)
 
 
 def parse_label(record: Record, rules: DataRules) -> Graded:
@@ -238,9 +239,13 @@ def _split_text(chosen: str, rejected: str, chat: bool) -> tuple[str, str, str]:
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
 
 
-def _strength(record: Record) -> tuple[float, float]:
-    """(margin, probability) as recorded; Unfit where they do not favour the chosen response."""
-    margin = probability = 1.0
+def _strength(record: Record) -> tuple[float, float, bool]:
+    """(margin, probability, tied) as recorded; Unfit where they do not favour the chosen response.
+
+    Only a record that says ``"tied": true`` is a tie to learn from; one without a margin is more often a mistake.
+    """
+    margin: float | None = None
+    probability = 1.0
     if "margin" in record:
         margin = _number(record["margin"], "margin")
     else:
@@ -252,11 +257,17 @@ def _strength(record: Record) -> tuple[float, float]:
         probability = _number(record["probability"], "probability")
         if not 0 <= probability <= 1:
             raise ValueError(f'"probability" must be between 0 and 1, found {probability}')
+    tied = record.get("tied", False)
+    if tied not in (True, False):
+        raise ValueError(f'"tied" must be true or false, found {tied!r}')
+    if tied:
+        return abs(margin or 0.0), 0.5, True
+    margin = 1.0 if margin is None else margin
     if margin < 0 or probability < 0.5:
         raise Unfit(Reason.CONTRADICTORY, f"margin {margin:g}, probability {probability:g}")
     if margin == 0 or probability == 0.5:
         raise Unfit(Reason.TIE, f"margin {margin:g}, probability {probability:g}")
-    return margin, probability
+    return margin, probability, False
 
 
 def _tools(record: Record) -> str:

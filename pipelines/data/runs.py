@@ -1,4 +1,4 @@
-"""The pairs that an earlier online run was trained on, out of its ledger: sampled ids and log-probs as they were.
+"""The items that an earlier online run was trained on, out of its ledger: sampled ids and log-probs as they were.
 
 Nothing is written and no lock is taken, so a finished run can be read from a read-only directory. The ledger holds no
 prompts: they come from the run's prompt file, which is known by name and content hash from ``run.json``.
@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from configs.schema import Model, Prompts
+from configs.schema import Model, Pairing, Prompts, Sampling
+from configs.section import Section
 from pipelines.data.encode import check_budget, check_limits, model_encoder
 from pipelines.data.gather import Items, finish
 from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
 from pipelines.ledger import LedgerError, RunRecord, decode_line, read_record
+from pipelines.pairing import pairing_rules
 from pipelines.prompts import PromptError, load_prompts, load_tokenizer
-from preference.pairing import MissingEos, Paired, PairingRules, Strategy, Unpaired, make_pair
-from preference.types import Candidate, CandidateGroup, Fate, JudgedGroup, Judgement, Pair, Prompt
+from preference.pairing import PairingRules, make_items
+from preference.types import CandidateGroup, Fate, Item, JudgedGroup, Judgement, Prompt, Response
 
-_candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
+_response: TypeAdapter[Response] = TypeAdapter(Response)
+S = TypeVar("S", bound=Section)
 _judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
 DECODED = 64  # responses decoded to tell whether the tokenizer is the run's
 
@@ -38,7 +41,7 @@ def load_run(
     rules: DataRules | None = None,
     cpus: float = 1.0,
 ) -> Items:
-    """The pairs of a finished run. ``prompts_path``: its training prompts; without it they are looked for by name.
+    """The items of a finished run. ``prompts_path``: its training prompts; without it they are looked for by name.
 
     Only the limits of ``rules`` apply, and nothing is cut: log-probs belong to the ids as sampled. Raises DataError
     where the run goes on, or model or prompts are not those it was sampled with.
@@ -54,7 +57,7 @@ def load_run(
         raise DataError(str(error)) from None
     encoder = model_encoder(model_path, rules)
     items = pairs_of_run(run_dir, record, loaded.prompts, encoder.vocab_size, rules)
-    refuse_other_tokenizer(run_dir, [i for i in items.items if isinstance(i, Pair)], load_tokenizer(model_path))
+    refuse_other_tokenizer(run_dir, items.items, load_tokenizer(model_path))
     return items
 
 
@@ -96,24 +99,24 @@ def prompt_file(record: RunRecord, path: str | Path | None) -> Path:
 def pairs_of_run(
     run_dir: Path, record: RunRecord, prompts: Mapping[str, Prompt], vocab_size: int, rules: DataRules
 ) -> Items:
-    """Pairs of every trained step, as the loop made them; each judged prompt is counted once."""
+    """Items of every trained step, as the loop made them; every item counts, and every prompt that made none."""
     events = list(_journal(run_dir / "ledger" / "steps.jsonl"))
     trained = {r["step"] for r in events if r["event"] == "trained"}
     recorded = {r["step"]: set(r["pairs"]) for r in events if r["event"] == "prepared"}
-    pairing = pairing_rules(record)
+    pairing = recorded_rules(record)
     outcomes: list[Outcome] = []
     rebuilt: dict[int, set[str]] = {step: set() for step in trained}
-    for judged in _judged(run_dir, prompts):
+    for judged in judged_prompts(run_dir, prompts):
         place = f"{run_dir.name}: step {judged.step}, prompt {judged.group.group.prompt.id}"
         if judged.step not in trained or judged.step not in recorded:
             outcomes.append(Dropped(place, Reason.NOT_TRAINED))
             continue
-        made = make_pair(judged.group, pairing)
-        if isinstance(made, Unpaired):
+        made = make_items(judged.group, pairing)
+        if not made.items:
             outcomes.append(Dropped(place, REASON_OF_FATE[made.fate], "" if made.fate is Fate.TIED else made.fate))
-            continue
-        rebuilt[judged.step].add(made.pair.id)
-        outcomes.append(_within(place, made, vocab_size, rules))
+        for item in made.items:
+            rebuilt[judged.step].add(item.id)
+            outcomes.append(_within(place, item, vocab_size, rules))
     for step, pairs in rebuilt.items():
         if pairs != recorded.get(step, set()):
             missing = sorted(recorded.get(step, set()) ^ pairs)
@@ -125,23 +128,27 @@ def pairs_of_run(
     return finish([o for o in outcomes if isinstance(o, Kept)], report)
 
 
-def pairing_rules(record: RunRecord) -> PairingRules:
-    """How the run paired, from the fields that it recorded."""
-    strategy, missing_eos = _field(record, "pairing.strategy"), _field(record, "sampling.missing_eos")
-    if strategy not in get_args(Strategy) or missing_eos not in get_args(MissingEos):
-        raise DataError(f"run.json: pairing.strategy {strategy} or sampling.missing_eos {missing_eos} is unknown")
-    return PairingRules(
-        cast(Strategy, strategy),
-        float(_field(record, "pairing.min_margin")),
-        cast(MissingEos, missing_eos),
-        float(_field(record, "sampling.missing_eos_penalty")),
-        int(_field(record, "run.seed")),
-    )
+def recorded_rules(record: RunRecord) -> PairingRules:
+    """How the run paired, from the fields that it recorded; knobs that it does not know of are at their defaults."""
+
+    def section(kind: type[S], name: str, keys: Iterable[str]) -> S:
+        given = {k: record.fields.get(f"{name}.{k}", "None") for k in keys}
+        try:
+            return kind.model_validate({k: v for k, v in given.items() if v != "None"})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            field = f"{name}.{wrong['loc'][0]}"
+            raise DataError(f"run.json: {field} {record.fields[field]}: {wrong['msg']}") from None
+
+    _field(record, "pairing.strategy")
+    pairing = section(Pairing, "pairing", Pairing.model_fields)
+    sampling = section(Sampling, "sampling", ("missing_eos", "missing_eos_penalty"))
+    return pairing_rules(pairing, sampling, int(_field(record, "run.seed")))
 
 
-def refuse_other_tokenizer(run_dir: Path, pairs: list[Pair], tokenizer: Any) -> None:
+def refuse_other_tokenizer(run_dir: Path, items: Iterable[Item], tokenizer: Any) -> None:
     """Raise DataError if most sampled ids do not decode to the text that was recorded with them."""
-    responses = [r for p in pairs for r in p.responses][:DECODED]
+    responses = [r for item in items for r in item.responses][:DECODED]
     wrong = [r for r in responses if tokenizer.decode(list(r.token_ids), skip_special_tokens=True) != r.text]
     if len(wrong) > len(responses) / 2:  # a few differ in bytes that are no characters
         raise DataError(
@@ -151,19 +158,19 @@ def refuse_other_tokenizer(run_dir: Path, pairs: list[Pair], tokenizer: Any) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class JudgedPrompt:
     step: int
     group: JudgedGroup
 
 
-def _judged(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[_Judged]:
+def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[JudgedPrompt]:
     """Judged prompts in journal order. A step that was sampled again after a crash counts as it was last."""
-    candidates: dict[tuple[int, str], dict[str, Candidate]] = {}
+    candidates: dict[tuple[int, str], dict[str, Response]] = {}
     judgements: dict[tuple[int, str], list[Any]] = {}
     try:
         for r in _journal(run_dir / "ledger" / "candidates.jsonl"):
             step = int(r.pop("step"))
-            c = _candidate.validate_python(r, strict=False)
+            c = _response.validate_python(r, strict=False)
             candidates.setdefault((step, c.prompt_id), {})[c.id] = c
         for r in _journal(run_dir / "ledger" / "judgements.jsonl"):
             judgements[int(r["step"]), r["prompt_id"]] = [_judgement.validate_python(j) for j in r["judgements"]]
@@ -176,8 +183,8 @@ def _judged(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[_Judged]:
             f"give the run's own prompt file"
         )
     for (step, prompt_id), given in judgements.items():
-        ordered = tuple(sorted(candidates.get((step, prompt_id), {}).values(), key=lambda c: c.index))
-        yield _Judged(step, JudgedGroup(CandidateGroup(prompts[prompt_id], ordered), tuple(given)))
+        group = CandidateGroup(prompts[prompt_id], tuple(candidates.get((step, prompt_id), {}).values()))
+        yield JudgedPrompt(step, JudgedGroup(group, tuple(given)))
 
 
 def _journal(path: Path) -> Iterator[dict[str, Any]]:
@@ -193,20 +200,19 @@ def _journal(path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _within(place: str, made: Paired, vocab_size: int, rules: DataRules) -> Outcome:
-    pair = made.pair
-    lengths = [len(r.token_ids) for r in pair.responses]
+def _within(place: str, item: Item, vocab_size: int, rules: DataRules) -> Outcome:
+    lengths = [len(r.token_ids) for r in item.responses]
     try:
-        largest = max((t for r in pair.responses for t in r.token_ids), default=0)
+        largest = max((t for r in item.responses for t in r.token_ids), default=0)
         if largest >= vocab_size:
             raise Unfit(Reason.OUT_OF_VOCABULARY, f"id {largest} >= {vocab_size}")
         if not min(lengths):
             raise Unfit(Reason.EMPTY_RESPONSE)
-        check_limits(len(pair.prompt.token_ids), lengths, rules)
-        check_budget(len(pair.prompt.token_ids), lengths, rules)
+        check_limits(len(item.prompt.token_ids), lengths, rules)
+        check_budget(len(item.prompt.token_ids), lengths, rules)
     except Unfit as unfit:
         return Dropped(place, unfit.reason, unfit.detail)
-    return Kept(place, pair)
+    return Kept(place, item)
 
 
 def _field(record: RunRecord, name: str) -> str:

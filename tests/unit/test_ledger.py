@@ -16,7 +16,7 @@ from pipelines.ledger import (
     read_record,
     write_record,
 )
-from preference.pairing import Paired, PairingRules, make_pair
+from preference.pairing import PairingRules, make_items
 from tests.factories import judged, prompt
 
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text() | st.floats(allow_nan=False)))
@@ -52,13 +52,12 @@ def test_a_flipped_bit_is_found_and_placed(tmp_path):
 def test_a_prepared_step_is_replayed_exactly(tmp_path):
     prompts = {n: prompt(n) for n in ("a", "b")}
     groups = [judged([0.1, 0.7], "a"), judged([0.3, 0.3], "b")]
-    pair = make_pair(groups[0], PairingRules())
-    assert isinstance(pair, Paired)
+    (pair,) = make_items(groups[0], PairingRules()).items
     arrays = (np.array([-1.1, -2.2], np.float32), np.array([-3.3], np.float32))
     ledger = Ledger(tmp_path)
     ledger.judged(1, groups)
-    ledger.scored("initial", pair.pair.id, arrays)
-    ledger.prepared(1, [pair.pair.id])
+    ledger.scored("initial", pair.id, arrays)
+    ledger.prepared(1, [pair.id])
     ledger.scored("0.2", "other", arrays)
     ledger.judged(2, [judged([0.5, 0.1], "a")])  # never completed
     ledger.close()
@@ -68,10 +67,10 @@ def test_a_prepared_step_is_replayed_exactly(tmp_path):
     assert list(steps) == [1]
     assert list(steps[1]) == groups
     assert again.prepared_steps() == {1}
-    back = again.scores("initial", pair.pair.id)
+    back = again.scores("initial", pair.id)
     assert [a.tolist() for a in back] == [a.tolist() for a in arrays]
     assert again.scores("0.2", "other") is not None  # paid for, though its step never came to be complete
-    assert again.scores("0.2", pair.pair.id) is None
+    assert again.scores("0.2", pair.id) is None
     again.close()
 
 

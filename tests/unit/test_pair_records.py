@@ -112,6 +112,16 @@ def test_margin_scores_and_probability_are_kept():
     assert preference(**pair, margin=0.25, probability=0.75).probability == 0.75
 
 
+def test_a_tie_to_learn_from_says_so():
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    assert not preference(**pair, margin=0.5).tied
+    for strength, margin in (({}, 0.0), ({"margin": -0.5}, 0.5), ({"score_chosen": 1, "score_rejected": 1}, 0.0)):
+        read = preference(**pair, **strength, tied=True)
+        assert (read.tied, read.margin, read.probability) == (True, margin, 0.5)
+    with pytest.raises(ValueError, match="\"tied\" must be true or false, found 'yes'"):
+        preference(**pair, tied="yes")
+
+
 @pytest.mark.parametrize("label", [True, 1, False, 0])
 def test_unary_labels(label):
     parsed = parse_label({"prompt": "Hi?", "completion": "Hello.", "label": label}, RULES)

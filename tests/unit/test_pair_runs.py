@@ -1,16 +1,17 @@
 """An earlier run's ledger becomes the pairs that it trained on: ids and log-probs as sampled, nothing written."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pipelines.data import DataError, DataRules, Reason
-from pipelines.data.runs import finished_run, pairing_rules, pairs_of_run, prompt_file, refuse_other_tokenizer
+from pipelines.data.runs import finished_run, pairs_of_run, prompt_file, recorded_rules, refuse_other_tokenizer
 from pipelines.ledger import Ledger, RunRecord, write_record
-from preference.pairing import Paired, PairingRules, make_pair
-from preference.types import Candidate, JudgedGroup, Pair
-from tests.factories import judged, prompt
+from preference.pairing import PairingRules, make_items
+from preference.types import Candidate, Item, JudgedGroup, JudgeFailure, Outcome, Pair
+from tests.factories import JUDGE, judged, prompt
 from tests.tiny import _tokenizer
 
 FIELDS = {
@@ -24,20 +25,32 @@ RULES = PairingRules(min_margin=0.1, seed=3)
 PROMPTS = {n: prompt(n) for n in "abcd"}
 
 
+def failed(name: str) -> JudgedGroup:
+    group = judged([None, None], name).group
+    return JudgedGroup(group, (JudgeFailure(tuple(c.id for c in group.candidates), Outcome.FAILED, "boom", JUDGE),))
+
+
 def pairs(groups: list[JudgedGroup]) -> list[Pair]:
-    return [made.pair for g in groups if isinstance(made := make_pair(g, RULES), Paired)]
+    return [item for g in groups for item in make_items(g, RULES).items if isinstance(item, Pair)]
 
 
-def run(path: Path, steps: dict[int, list[JudgedGroup]], prepared: int = 99, trained: int = 99) -> RunRecord:
+def run(
+    path: Path,
+    steps: dict[int, list[JudgedGroup]],
+    prepared: int = 99,
+    trained: int = 99,
+    fields: dict[str, str] = FIELDS,
+    items: Sequence[Item] | None = None,
+) -> RunRecord:
     """A run directory with these judged groups; steps up to ``prepared`` and ``trained`` got that far."""
     path.mkdir()
-    record = RunRecord("hash", dict(FIELDS), "", 1, 0)
+    record = RunRecord("hash", dict(fields), "", 1, 0)
     write_record(path, record)
     ledger = Ledger(path)
     for step, groups in steps.items():
         ledger.judged(step, groups)
         if step <= prepared:
-            ledger.prepared(step, [p.id for p in pairs(groups)])
+            ledger.prepared(step, [p.id for p in (items or pairs(groups))])
         if step <= trained:
             ledger.trained(step, f"0.{step}", 0.5)
     ledger.close()
@@ -50,7 +63,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_trained_pairs_come_back_as_they_were_sampled(tmp_path):
     steps = {
-        1: [judged([0.1, 0.9], "a"), judged([0.5, 0.55], "b"), judged([None, None], "c")],
+        1: [judged([0.1, 0.9], "a"), judged([0.5, 0.55], "b"), failed("c")],
         2: [judged([0.9, 0.2, 0.4], "a", first_token=30), judged([0.0, 1.0], "d")],
         3: [judged([0.0, 1.0], "b")],
     }
@@ -68,6 +81,22 @@ def test_trained_pairs_come_back_as_they_were_sampled(tmp_path):
     }
     assert report.dropped[Reason.TIE].first == ("run: step 1, prompt b",)
     assert files(tmp_path / "run") == before
+
+
+def test_all_of_a_prompts_items_come_back_labels_and_ties_too(tmp_path):
+    group = judged([0.1, 0.9, 0.5, 0.5], "a")
+    cases = {
+        "pairs": ({"pairing.strategy": "all_pairs", "pairing.max_pairs": "None", "pairing.ties": "keep"}, 6),
+        "labels": ({"pairing.strategy": "labels", "pairing.threshold": "0.45", "pairing.neutral_band": "0.01"}, 4),
+    }
+    for kind, (knobs, count) in cases.items():
+        fields = FIELDS | knobs
+        items = make_items(group, recorded_rules(RunRecord("hash", fields, "", 1, 0))).items
+        assert len(items) == count
+        record = run(tmp_path / kind, {1: [group]}, fields=fields, items=items)
+        loaded = pairs_of_run(tmp_path / kind, record, PROMPTS, 512, DataRules())
+        assert loaded.items == items
+        assert (loaded.kind, loaded.report.kept) == (kind, count)
 
 
 def test_limits_drop_but_never_cut(tmp_path):
@@ -113,11 +142,11 @@ def test_other_prompts_other_rules_and_unknown_fields_are_refused(tmp_path):
         pairs_of_run(tmp_path / "run", record, PROMPTS, 512, DataRules())
     record.fields["pairing.strategy"] = "other"
     with pytest.raises(DataError, match=r"pairing.strategy other"):
-        pairing_rules(record)
+        recorded_rules(record)
     del record.fields["run.seed"]
     record.fields["pairing.strategy"] = "random"
     with pytest.raises(DataError, match=r"records no run.seed"):
-        pairing_rules(record)
+        recorded_rules(record)
 
 
 def test_only_a_finished_run_is_read(tmp_path):

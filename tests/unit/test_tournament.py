@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference.tournament import distinct, games, next_matches, standing_of
@@ -51,6 +51,7 @@ def most(goal, n):
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12).flatmap(lambda n: st.permutations(range(n))), st.integers(0, 5), st.sampled_from(GOALS))
 def test_a_transitive_judge_is_asked_no_more_than_needed_and_its_best_and_worst_are_found(quality, seed, goal):
     entrants = group(len(quality))
@@ -78,6 +79,7 @@ def test_worst_case_counts_and_rounds(n, calls, rounds):
     assert calls < n * (n - 1) / 2 or n < 4
 
 
+@settings(deadline=None)
 @given(
     st.integers(2, 8),
     st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0, None]), min_size=28, max_size=28),
