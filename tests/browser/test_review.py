@@ -114,3 +114,23 @@ def test_thumbs_in_conflict(serve, desk):
     page.keyboard.press("n")
     at_end(page, "No conflicts")
     assert [row[1] for row in annotation.labels()] == ["up", "down", "down"]
+
+
+def test_a_late_answer_does_not_overwrite_another_view(serve, desk):
+    annotation = serve([pair(1)], reviewers=("rita",))
+    page = desk().open(annotation.link("rita"))
+    at(page, 1)
+    held = []
+    page.route("**/api/next", lambda route: held.append(route))
+    page.keyboard.press("t")
+    page.wait_for_function("() => document.querySelector('#answers button').disabled")
+    page.click("text=Agreement")
+    expect(page.locator(".figures")).to_be_visible()
+    with page.expect_response("**/api/next"):
+        [late] = held
+        late.continue_()
+    page.click("text=Conflicts")
+    at_end(page, "No conflicts")
+    page.unroute("**/api/next")
+    page.click("text=Judge")
+    at_end(page)

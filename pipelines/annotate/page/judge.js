@@ -27,6 +27,8 @@ export class Judge {
   #marked = false; // differences are shown
   #last = null; // the label given last, to fill the fields again when it is taken back
   #poll = 0;
+  #open = false; // this view is the one on the screen
+  #advancing = false;
 
   /** `ended` is called when the session is over. */
   constructor(api, session, task, ended) {
@@ -52,11 +54,13 @@ export class Judge {
   }
 
   enter() {
+    this.#open = true;
     if (this.#task.warning && sessionStorage.getItem("rondo.warned") !== this.#task.warning) this.#warn();
     else this.#advance();
   }
 
   leave() {
+    this.#open = false;
     this.#draft?.save();
     this.#lease.stop();
     this.#retry.reset();
@@ -89,6 +93,8 @@ export class Judge {
   /** Send what waits, then show what comes next; again later if the server is not reached. */
   async #advance() {
     clearTimeout(this.#poll);
+    if (this.#advancing) return;
+    this.#advancing = true;
     try {
       const answered = await this.#outbox.flush();
       const offer = await this.#api.post("next");
@@ -99,6 +105,8 @@ export class Judge {
       this.#show(offer);
     } catch (error) {
       this.#failed(error);
+    } finally {
+      this.#advancing = false;
     }
   }
 
@@ -111,6 +119,7 @@ export class Judge {
       this.ended(error.message);
       return;
     }
+    if (!this.#open) return;
     if (!error.passing) {
       tell(error.message, "bad");
       if (this.#phase === "busy") this.#unlock();
@@ -144,6 +153,7 @@ export class Judge {
   }
 
   #show(offer) {
+    if (!this.#open) return; // somebody went to another view meanwhile
     const same = this.#phase === "nothing" && !offer.item && this.#shown?.reason === offer.reason;
     this.#shown = offer;
     showProgress(offer.progress);

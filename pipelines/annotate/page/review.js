@@ -29,6 +29,7 @@ export class Conflicts {
   #failed;
   #items = [];
   #busy = false;
+  #open = false; // this view is the one on the screen
 
   constructor(api, task, failed) {
     this.#api = api;
@@ -42,8 +43,10 @@ export class Conflicts {
   }
 
   async enter() {
+    this.#open = true;
     try {
       const { items, total } = await this.#api.get("conflicts");
+      if (!this.#open) return;
       this.#items = items;
       this.#show(total);
     } catch (error) {
@@ -52,6 +55,7 @@ export class Conflicts {
   }
 
   leave() {
+    this.#open = false;
     this.#items = [];
     hideAnswers();
   }
@@ -73,7 +77,7 @@ export class Conflicts {
     } finally {
       this.#busy = false;
     }
-    await this.enter();
+    if (this.#open) await this.enter();
   }
 
   #show(total) {
@@ -132,6 +136,7 @@ const WORDS = {
 export class AgreementPage {
   #api;
   #failed;
+  #open = false;
   actions = [];
 
   constructor(api, failed) {
@@ -141,12 +146,17 @@ export class AgreementPage {
 
   act() {}
 
-  leave() {}
+  leave() {
+    this.#open = false;
+  }
 
   async enter() {
+    this.#open = true;
     hideAnswers();
     try {
-      byId("main").replaceChildren(...this.#sections(await this.#api.get("agreement")));
+      const measured = await this.#api.get("agreement");
+      if (!this.#open) return;
+      byId("main").replaceChildren(...this.#sections(measured));
       byId("item").focus();
     } catch (error) {
       this.#failed(error);
