@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from actors.judges.encoding import QuestionEncoder, verdict_requests
 from actors.judges.errors import JudgeError
 from actors.judges.questions import Questionnaire, fence_code
+from actors.judges.verdict_engine import model_identity
 from configs.judges import HttpJudge, LlmJudge
 from preference.types import Match, Message, Prompt, Written
 from tests.tiny import _tokenizer
@@ -279,3 +280,19 @@ def test_grades_are_a_range(grades):
 def test_http_judges_that_cannot_work_are_refused(fields, word):
     with pytest.raises(ValidationError, match=word):
         HttpJudge(kind="http", model="m", **{"url": "http://localhost/v1", **fields})
+
+
+def test_a_models_identity_is_its_content_wherever_it_lies(tmp_path):
+    def model(name, weights=b"w" * 300_000, tokenizer="{}"):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        (path / "tokenizer.json").write_text(tokenizer)
+        (path / "model.safetensors").write_bytes(weights)
+        return model_identity(str(path))
+
+    base = model("a")
+    assert model("b") == base
+    ends = [b"x" + b"w" * 299_999, b"w" * 299_999 + b"x", b"w" * 300_001, b"w" * 150_000 + b"x" + b"w" * 149_999]
+    others = [model(f"w{i}", weights) for i, weights in enumerate(ends)] + [model("t", tokenizer='{"a": 1}')]
+    assert len({base, *others}) == len(others) + 1
