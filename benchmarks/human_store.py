@@ -61,7 +61,7 @@ def label(clients: list[tuple[str, str, int]], seconds: float, pipe: Any) -> Non
         await asyncio.gather(*(p.work(lambda: time.monotonic() > end) for p in people))
         return people
 
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     done = asyncio.run(work())
     elapsed = time.monotonic() - began
     pipe.send(
@@ -70,6 +70,7 @@ def label(clients: list[tuple[str, str, int]], seconds: float, pipe: Any) -> Non
             "confirmed": [(i, f"person {p.seed}") for p in done for i in p.acknowledged],
             "latencies": [x for p in done for x in p.latencies[1:]],  # the first opens the session
             "retries": sum(p.retries for p in done),
+            "cpu": time.process_time() - cpu,
             "idle": sum(bool(p.reason) for p in done),
         }
     )
@@ -100,6 +101,7 @@ def measure(url: str, directory: Path, seconds: float, kills: int) -> dict[str, 
                 server.keep_running()
             found: dict[str, Any] = ours.recv()
             process.join()
+            cpu = psutil.Process(server.pid).cpu_times()
         finally:
             server.close()
         confirmed, kept = sorted(found["confirmed"]), sorted(stored(store))
@@ -111,6 +113,8 @@ def measure(url: str, directory: Path, seconds: float, kills: int) -> dict[str, 
         "requests_per_s": round(len(milliseconds) / found["seconds"], 1),
         "p50_ms": round(statistics.median(milliseconds), 1),
         "p99_ms": round(milliseconds[int(0.99 * len(milliseconds))], 1),
+        "client_cpu_ms_a_label": round(1000 * found["cpu"] / len(confirmed), 2),
+        **({} if kills else {"server_cpu_ms_a_label": round(1000 * (cpu.user + cpu.system) / len(confirmed), 2)}),
         "retries": found["retries"],
         "kills": kills,
         "lost": len(set(map(tuple, confirmed)) - set(kept)),

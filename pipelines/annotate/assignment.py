@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, func, insert, literal_column, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, literal_column, select, true, update
 
 from pipelines.annotate.items import AnnotationItem, Task
-from pipelines.annotate.people import Person
+from pipelines.annotate.people import SESSION, Person, Secret, person_of
 from pipelines.annotate.tables import items, labels, leases, skips, tasks
 
 _chance = random.SystemRandom()
@@ -60,17 +60,28 @@ class State:
         return self.task.mode == "pairs" and bool(digest[0] & 1)
 
 
-_STATE = select(tasks.c.secret, tasks.c.rules, tasks.c.expecting, tasks.c.total, tasks.c.open)
+_STATE = select(tasks.c.secret.label("seed"), tasks.c.rules, tasks.c.expecting, tasks.c.total, tasks.c.open)
+_RECOGNISED = SESSION.add_columns(*_STATE.selected_columns).join(tasks, true())
 _parsed: dict[str, Task] = {}  # the rules hardly ever change; parsing them for every request would cost more than it
 
 
 def state_of(db: Connection) -> State:
-    row = db.execute(_STATE).one()
+    return _state(db.execute(_STATE).one())
+
+
+def recognise(db: Connection, session: Secret, now: float) -> tuple[Person, State] | None:
+    """``who`` and ``state_of`` at once."""
+    row = db.execute(_RECOGNISED, {"session": session.id}).first()
+    person = person_of(row, session, now)
+    return None if row is None or person is None else (person, _state(row))
+
+
+def _state(row: Any) -> State:
     task = _parsed.get(row.rules)
     if task is None:
         _parsed.clear()
         task = _parsed[row.rules] = Task.from_json(row.rules)
-    return State(row.secret, task, row.expecting, row.total, row.open)
+    return State(row.seed, task, row.expecting, row.total, row.open)
 
 
 def progress(db: Connection, person: Person, state: State) -> Progress:
@@ -85,14 +96,36 @@ def progress(db: Connection, person: Person, state: State) -> Progress:
     return Progress(person.labels, remaining, state.total, pace)
 
 
+_LEASES = (  # somebody's own, and all that have ended
+    select(leases.c.person, leases.c.expires, items.c.id, items.c.content)
+    .join(items, items.c.id == leases.c.item)
+    .where((leases.c.person == bindparam("who")) | (leases.c.expires <= bindparam("now")))
+)
+_LEASE = insert(leases)
+RELEASE = delete(leases).where(leases.c.person == bindparam("who")).returning(leases.c.item)
+_TAKE_SLOT = (
+    update(items)
+    .where(items.c.id == bindparam("which"), items.c.gold.is_(None))
+    .values(slots=items.c.slots - bindparam("taken"))
+)
+_MINE = select(labels.c.id).where(
+    labels.c.item == items.c.id, labels.c.person == bindparam("who"), labels.c.undone.is_(None)
+)
+_SKIPPED = select(skips.c.item).where(skips.c.item == items.c.id, skips.c.session == bindparam("session"))
+_UNSEEN = select(items.c.id, items.c.content).where(~_MINE.exists(), ~_SKIPPED.exists()).limit(literal_column("1"))
+_GOLD = _UNSEEN.where(items.c.state == "gold").order_by(items.c.seq)
+# The literal lets SQLite use the partial index, in whose order the oldest step comes first.
+_FREE = _UNSEEN.where(items.c.slots > literal_column("0")).order_by(items.c.step, items.c.seq)
+
+
 def next_item(db: Connection, person: Person, state: State, now: float) -> Leased | Nothing:
     """The item that ``person`` holds, or a newly leased one, or why there is none."""
     if person.standing == "disqualified":
         return "disqualified"
-    return_expired(db, now)
-    held = db.execute(_HELD.where(leases.c.person == person.id)).first()
-    if held is not None:
-        return _leased(held.id, held.content, state, person, held.expires)
+    for row in db.execute(_LEASES, {"who": person.id, "now": now}).all():
+        if row.expires > now:
+            return _leased(row.id, row.content, state, person, row.expires)
+        release(db, row.person)
     picked = _pick(db, person, state)
     if picked is None:
         return "waiting" if state.expecting or _others_hold(db, person) else "done"
@@ -102,32 +135,16 @@ def next_item(db: Connection, person: Person, state: State, now: float) -> Lease
 def lease(db: Connection, item: str, content: str, person: Person, state: State, now: float) -> Leased:
     """Give an item, with its content as stored, to somebody who holds none."""
     expires = now + state.task.lease_s
-    db.execute(insert(leases).values(person=person.id, item=item, issued=now, expires=expires))
-    db.execute(update(items).where(items.c.id == item, items.c.gold.is_(None)).values(slots=items.c.slots - 1))
+    db.execute(_LEASE, {"person": person.id, "item": item, "issued": now, "expires": expires})
+    db.execute(_TAKE_SLOT, {"which": item, "taken": 1})
     return _leased(item, content, state, person, expires)
 
 
-def release(db: Connection, person: int) -> str | None:
-    """Give back what ``person`` holds; returns the item's id."""
-    item = db.execute(delete(leases).where(leases.c.person == person).returning(leases.c.item)).scalar()
+def release(db: Connection, person: int) -> None:
+    """Give back what ``person`` holds."""
+    item = db.execute(RELEASE, {"who": person}).scalar()
     if item is not None:
-        _free(db, item)
-    return item
-
-
-def return_expired(db: Connection, now: float) -> None:
-    for row in db.execute(_EXPIRED.where(leases.c.expires <= now)).all():
-        db.execute(delete(leases).where(leases.c.person == row.person))
-        _free(db, row.item)
-
-
-_EXPIRED = select(leases.c.person, leases.c.item)
-_HELD = select(items.c.id, items.c.content, leases.c.expires).join(leases, leases.c.item == items.c.id)
-_ITEM = select(items.c.id, items.c.content)
-
-
-def _free(db: Connection, item: str) -> None:
-    db.execute(update(items).where(items.c.id == item, items.c.gold.is_(None)).values(slots=items.c.slots + 1))
+        db.execute(_TAKE_SLOT, {"which": item, "taken": -1})
 
 
 def _leased(item: str, content: str, state: State, person: Person, expires: float) -> Leased:
@@ -136,20 +153,13 @@ def _leased(item: str, content: str, state: State, person: Person, expires: floa
 
 def _pick(db: Connection, person: Person, state: State) -> tuple[str, str] | None:
     """(id, content) of an item for ``person``: neither labelled by them, nor skipped in this session."""
-    mine = select(labels.c.id).where(
-        labels.c.item == items.c.id, labels.c.person == person.id, labels.c.undone.is_(None)
-    )
-    skipped = select(skips.c.item).where(skips.c.item == items.c.id, skips.c.session == person.session)
-    unseen = _ITEM.where(~mine.exists(), ~skipped.exists()).limit(1)
-    gold = unseen.where(items.c.state == "gold").order_by(items.c.seq)
+    me = {"who": person.id, "session": person.session}
     row = None
     qualifies = qualifying(person, state.task)
     if qualifies or (state.task.gold_share and _chance.random() < state.task.gold_share):
-        row = db.execute(gold).first()
+        row = db.execute(_GOLD, me).first()
     if row is None and not qualifies:
-        # The literal lets SQLite use the partial index, in whose order the oldest step comes first.
-        free = unseen.where(items.c.slots > literal_column("0"))
-        row = db.execute(free.order_by(items.c.step, items.c.seq)).first()
+        row = db.execute(_FREE, me).first()
     return None if row is None else (row.id, row.content)
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.responses import JSONResponse
 
-from pipelines.annotate import labelling, people
+from pipelines.annotate import labelling, people, review
 from pipelines.annotate.agreement import measure
 from pipelines.annotate.assignment import Leased, Nothing, Progress, State, next_item, progress, state_of
 from pipelines.annotate.items import AnnotationItem, Answer, choice_of, verdict_of
@@ -148,7 +148,7 @@ def report(call: Call, body: ReportBody) -> Any:
 
 
 def conflicts(call: Call, _: Secret) -> Any:
-    found, total = labelling.conflicts(call.db, call.person, call.state)
+    found, total = review.conflicts(call.db, call.person, call.state)
     mode = call.state.task.mode
     return {
         "items": [
@@ -171,7 +171,7 @@ def conflicts(call: Call, _: Secret) -> Any:
 
 
 def resolve(call: Call, body: LabelBody) -> Any:
-    labelling.resolve(call.db, call.person, call.state, body.item, _answer(call, body), body.seconds, call.now)
+    review.resolve(call.db, call.person, call.state, body.item, _answer(call, body), body.seconds, call.now)
     return {"item": body.item, "verdict": body.verdict, "kept": True}
 
 

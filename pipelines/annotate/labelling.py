@@ -1,4 +1,4 @@
-"""Answers: given, taken back, adjudicated; and what an item's answers come to.
+"""Answers: given and taken back; and what an item's answers come to.
 
 Every function works inside one write transaction (``tables``). ``Refused`` is raised before anything is written.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, and_, bindparam, delete, insert, select, update
 
 from pipelines.annotate.assignment import (
+    RELEASE,
     Leased,
     Nothing,
     State,
@@ -21,7 +21,6 @@ from pipelines.annotate.assignment import (
     release,
 )
 from pipelines.annotate.items import (
-    AnnotationItem,
     Answer,
     Choice,
     Decision,
@@ -49,27 +48,53 @@ class Recorded:
     late: bool = False
 
 
-_MINE = and_(labels.c.item == items.c.id, labels.c.undone.is_(None))
-_ASKED = (
+STANDS = and_(labels.c.item == items.c.id, labels.c.undone.is_(None))
+_ME: BindParameter[int] = bindparam("who")
+_ASKED = (  # an item with somebody's label and lease, if they have any
     select(
-        items.c.id, items.c.gold, items.c.labels, items.c.state, items.c.consumed,
+        items.c.gold, items.c.labels, items.c.state,
         labels.c.choice, labels.c.strength, labels.c.rationale, labels.c.written,
         leases.c.issued,
     )
+    .select_from(
+        items.outerjoin(labels, and_(STANDS, labels.c.person == _ME)).outerjoin(
+            leases, and_(leases.c.item == items.c.id, leases.c.person == _ME)
+        )
+    )
+    .where(items.c.id == bindparam("which"))
 )  # fmt: skip
+_INSERT = insert(labels)
+_COUNT = (
+    update(people)
+    .where(people.c.id == _ME)
+    .values(labels=people.c.labels + bindparam("more"), seconds=people.c.seconds + bindparam("took"))
+)
+_COUNT_ITEM = (
+    update(items)
+    .where(items.c.id == bindparam("which"))
+    .values(labels=items.c.labels + bindparam("more"), slots=items.c.slots - bindparam("taken"))
+)
+_SETTLE = (
+    update(items)
+    .where(items.c.id == bindparam("which"), items.c.consumed.is_(None))
+    .values(state=bindparam("after"), outcome=bindparam("decision"), probability=bindparam("share"))
+)
+_COUNT_AND_SETTLE = (
+    update(items)
+    .where(items.c.id == bindparam("which"))
+    .values(
+        labels=items.c.labels + 1, slots=items.c.slots - bindparam("taken"), state="decided",
+        outcome=bindparam("decision"), probability=bindparam("share"),
+    )
+)  # fmt: skip
+_OPENED = update(tasks).values(open=tasks.c.open + bindparam("opened"))
 
 
 def label(
     db: Connection, person: Person, state: State, item: str, answer: Answer, seconds: float | None, now: float
 ) -> Recorded:
     """Store ``person``'s answer. The same again changes nothing; raises Refused otherwise where there is one."""
-    row = db.execute(
-        _ASKED.select_from(
-            items.outerjoin(labels, and_(_MINE, labels.c.person == person.id)).outerjoin(
-                leases, and_(leases.c.item == items.c.id, leases.c.person == person.id)
-            )
-        ).where(items.c.id == item)
-    ).first()
+    row = db.execute(_ASKED, {"which": item, "who": person.id}).first()
     if row is None:
         raise Refused(404, f"item {item!r} is unknown here; ask for the next one")
     if row.choice is not None:
@@ -87,16 +112,20 @@ def label(
     took = min(seconds if seconds is not None else now - row.issued if held else 0.0, state.task.lease_s)
     insert_label(db, person.id, state, item, answer, state.swapped(item, person.id), took, now)
     if held:
-        db.execute(delete(leases).where(leases.c.person == person.id))
+        db.execute(RELEASE, {"who": person.id}).scalar()  # its slot stays taken: by the label
+    taken = 0 if held else 1
     if row.gold is not None:
         _examine(db, person, state)
-    else:
+    elif state.task.overlap == 1 and row.labels == 0:  # nearly always: then one statement does
+        decision = decide([answer.choice])
         db.execute(
-            update(items)
-            .where(items.c.id == item)
-            .values(labels=items.c.labels + 1, slots=items.c.slots - (0 if held else 1))
+            _COUNT_AND_SETTLE,
+            {"which": item, "taken": taken, "decision": decision.outcome.value, "share": decision.probability},
         )
-        settle(db, state, item, row.state, [answer.choice] if row.labels == 0 else None)
+        db.execute(_OPENED, {"opened": -1})
+    else:
+        db.execute(_COUNT_ITEM, {"which": item, "more": 1, "taken": taken})
+        settle(db, state, item, row.state)
     return Recorded(item, answer, late=not held)
 
 
@@ -105,14 +134,14 @@ def insert_label(
     now: float, review: bool = False,
 ) -> None:  # fmt: skip
     db.execute(
-        insert(labels).values(
-            item=item, person=person, choice=answer.choice.value, swapped=swapped, strength=answer.strength,
-            rationale=answer.rationale, written=answer.written, seconds=seconds,
-            guidelines=state.task.definition_hash, created=now, review=review,
-        )
+        _INSERT,
+        {
+            "item": item, "person": person, "choice": answer.choice.value, "swapped": swapped,
+            "strength": answer.strength, "rationale": answer.rationale, "written": answer.written, "seconds": seconds,
+            "guidelines": state.task.definition_hash, "created": now, "review": review, "undone": None,
+        },
     )  # fmt: skip
-    counts = {"labels": people.c.labels + 1, "seconds": people.c.seconds + (seconds or 0.0)}
-    db.execute(update(people).where(people.c.id == person).values(counts))
+    db.execute(_COUNT, {"who": person, "more": 1, "took": seconds or 0.0})
 
 
 def _examine(db: Connection, person: Person, state: State) -> None:
@@ -126,41 +155,30 @@ def _examine(db: Connection, person: Person, state: State) -> None:
         db.execute(update(people).where(people.c.id == person.id).values(standing=standing))
 
 
-def settle(db: Connection, state: State, item: str, before: str, choices: Sequence[Choice] | None = None) -> None:
-    """Bring an item's state in line with its labels. ``before`` is the state it has; ``choices`` its labels, if known.
+def settle(db: Connection, state: State, item: str, before: str) -> None:
+    """Bring an item's state, which is ``before``, in line with its labels.
 
     A decision that a batch has consumed stands as it is.
     """
-    if choices is None:
-        rows = db.execute(
-            select(labels.c.choice, labels.c.review, labels.c.person)
-            .where(labels.c.item == item, labels.c.undone.is_(None))
-            .order_by(labels.c.id)
-        ).all()
-        review = [Choice(r.choice) for r in rows if r.review]
-        choices = review or [Choice(r.choice) for r in rows]
-        judges = [r.person for r in rows]
-    else:
-        review, judges = [], []
+    rows = db.execute(
+        select(labels.c.choice, labels.c.review, labels.c.person)
+        .where(labels.c.item == item, labels.c.undone.is_(None))
+        .order_by(labels.c.id)
+    ).all()
+    review = [Choice(r.choice) for r in rows if r.review]
+    choices = review or [Choice(r.choice) for r in rows]
     decision: Decision | None = None
     if not review and len(choices) < state.task.overlap:
         after = "open"
-    elif not review and disagree(choices) and _reviewer_besides(db, judges):
+    elif not review and disagree(choices) and _reviewer_besides(db, [r.person for r in rows]):
         after = "conflict"
     else:
         after, decision = "decided", decide(choices)
-    db.execute(
-        update(items)
-        .where(items.c.id == item, items.c.consumed.is_(None))
-        .values(
-            state=after,
-            outcome=decision.outcome.value if decision else None,
-            probability=decision.probability if decision else None,
-        )
-    )
+    outcome, share = (decision.outcome.value, decision.probability) if decision else (None, None)
+    db.execute(_SETTLE, {"which": item, "after": after, "decision": outcome, "share": share})
     opened = int(after == "open") - int(before == "open")
     if opened:
-        db.execute(update(tasks).values(open=tasks.c.open + opened))
+        db.execute(_OPENED, {"opened": opened})
 
 
 def _reviewer_besides(db: Connection, judges: Sequence[int]) -> bool:
@@ -188,20 +206,17 @@ def undo(db: Connection, person: Person, state: State, now: float) -> Leased | N
     if _reviewed(db, last.id):
         raise Refused(409, "undo: a reviewer has decided on your last item; your label stays")
     release(db, person.id)
-    _take_back(db, person.id, last.label, last.seconds, now)
+    take_back(db, person.id, last.label, last.seconds, now)
     if last.state != "gold":
-        db.execute(
-            update(items).where(items.c.id == last.id).values(labels=items.c.labels - 1, slots=items.c.slots + 1)
-        )
+        db.execute(_COUNT_ITEM, {"which": last.id, "more": -1, "taken": -1})
         settle(db, state, last.id, last.state)
     db.execute(delete(skips).where(skips.c.session == person.session, skips.c.item == last.id))
     return lease(db, last.id, last.content, person, state, now)
 
 
-def _take_back(db: Connection, person: int, label: int, seconds: float | None, now: float) -> None:
+def take_back(db: Connection, person: int, label: int, seconds: float | None, now: float) -> None:
     db.execute(update(labels).where(labels.c.id == label).values(undone=now))
-    counts = {"labels": people.c.labels - 1, "seconds": people.c.seconds - (seconds or 0.0)}
-    db.execute(update(people).where(people.c.id == person).values(counts))
+    db.execute(_COUNT, {"who": person, "more": -1, "took": -(seconds or 0.0)})
 
 
 def _reviewed(db: Connection, item: str) -> bool:
@@ -230,61 +245,3 @@ def report(db: Connection, person: Person, item: str, reason: str, now: float) -
 def _need_item(db: Connection, item: str) -> None:
     if db.execute(select(items.c.id).where(items.c.id == item)).first() is None:
         raise Refused(404, f"item {item!r} is unknown here; ask for the next one")
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """An item that its annotators disagree about, as a reviewer sees it."""
-
-    id: str
-    item: AnnotationItem
-    swapped: bool
-    answers: tuple[Answer, ...]
-    """Whose they are is not said: the reviewer decides on the responses."""
-
-
-def conflicts(db: Connection, reviewer: Person, state: State, limit: int = 50) -> tuple[list[Conflict], int]:
-    """The oldest ``limit`` conflicts that ``reviewer`` may decide, and how many there are."""
-    own = select(labels.c.id).where(_MINE, labels.c.person == reviewer.id)
-    waiting = (items.c.state == "conflict") & ~own.exists()
-    total = db.execute(select(func.count()).select_from(items).where(waiting)).scalar_one()
-    rows = db.execute(
-        select(items.c.id, items.c.content).where(waiting).order_by(items.c.step, items.c.seq).limit(limit)
-    ).all()
-    given = db.execute(
-        select(labels).where(labels.c.item.in_([r.id for r in rows]), labels.c.undone.is_(None)).order_by(labels.c.id)
-    ).all()
-    answers: dict[str, list[Answer]] = {}
-    for g in given:
-        answers.setdefault(g.item, []).append(Answer(Choice(g.choice), g.strength, g.rationale, g.written))
-    found = [
-        Conflict(r.id, AnnotationItem.from_json(r.content), state.swapped(r.id, reviewer.id), tuple(answers[r.id]))
-        for r in rows
-    ]
-    return found, int(total)
-
-
-def resolve(
-    db: Connection, reviewer: Person, state: State, item: str, answer: Answer, seconds: float | None, now: float
-) -> Recorded:
-    """A reviewer's word on a conflict, which decides it. Another word by the same reviewer replaces it."""
-    found = db.execute(select(items.c.state, items.c.consumed).where(items.c.id == item)).first()
-    if found is None:
-        raise Refused(404, f"item {item!r} is unknown here; load the conflicts again")
-    mine: Any = db.execute(
-        select(labels).where(labels.c.item == item, labels.c.person == reviewer.id, labels.c.undone.is_(None))
-    ).first()
-    if mine is not None and mine.review:
-        if Answer(Choice(mine.choice), mine.strength, mine.rationale, mine.written) == answer:
-            return Recorded(item, answer)
-        if found.consumed is not None:
-            raise Refused(409, f"item {item}: step {found.consumed} has learned from your decision; it stays")
-        _take_back(db, reviewer.id, mine.id, mine.seconds, now)
-    elif mine is not None:
-        raise Refused(409, f"item {item} has a label of your own: another reviewer decides")
-    elif found.state != "conflict":
-        raise Refused(409, f"item {item} is {found.state}, not in conflict; load the conflicts again")
-    took = None if seconds is None else min(seconds, state.task.lease_s)
-    insert_label(db, reviewer.id, state, item, answer, state.swapped(item, reviewer.id), took, now, review=True)
-    settle(db, state, item, found.state)
-    return Recorded(item, answer)

@@ -9,9 +9,9 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from pipelines.annotate.items import AnnotationError, Role, Standing
 from pipelines.annotate.tables import items as items_table
@@ -118,26 +118,26 @@ def open_session(db: Connection, code: str, now: float) -> Secret | None:
     return session
 
 
-_SESSION = select(
-    sessions.c.id.label("session"),
-    sessions.c.hash,
-    sessions.c.expires,
-    people.c.id,
-    people.c.name,
-    people.c.role,
-    people.c.standing,
-    people.c.labels,
-    people.c.seconds,
-).join(people, people.c.id == sessions.c.person)
+SESSION = (  # statements that every request makes are built once: building costs more than the database's work
+    select(
+        sessions.c.id.label("session"), sessions.c.hash, sessions.c.expires,
+        people.c.id, people.c.name, people.c.role, people.c.standing, people.c.labels, people.c.seconds,
+    )
+    .join(people, people.c.id == sessions.c.person)
+    .where(sessions.c.id == bindparam("session"))
+)  # fmt: skip
 
 
 def who(db: Connection, session: Secret, now: float) -> Person | None:
     """The person behind a session's cookie; None where it is unknown, forged, closed or expired."""
-    row = db.execute(_SESSION.where(sessions.c.id == session.id)).first()
+    return person_of(db.execute(SESSION, {"session": session.id}).first(), session, now)
+
+
+def person_of(row: Any, session: Secret, now: float) -> Person | None:
+    """``who``, of a row that ``SESSION`` has found."""
     if row is None or not session.matches(row.hash) or now >= row.expires:
         return None
-    role, standing = cast(Role, row.role), cast(Standing, row.standing)
-    return Person(row.id, row.name, role, standing, row.labels, row.seconds, row.session)
+    return Person(row.id, row.name, row.role, row.standing, row.labels, row.seconds, row.session)
 
 
 def close_session(db: Connection, session: str) -> None:

@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.annotate import endpoints, people
-from pipelines.annotate.assignment import state_of
+from pipelines.annotate.assignment import recognise
 from pipelines.annotate.commit import GroupCommit
 from pipelines.annotate.endpoints import (
     Body,
@@ -146,12 +146,13 @@ class Annotation:
             now = self._clock()
 
             def work(db: Connection) -> Any:
-                person = people.who(db, session, now)
-                if person is None:
+                known = recognise(db, session, now)
+                if known is None:
                     return self._no_session(request)
+                person, state = known
                 if reviewer and person.role != "reviewer":
                     return refused(403, f"{request.url.path} is for reviewers; you are an annotator")
-                return act(Call(db, person, state_of(db), now), body if body is not None else session)
+                return act(Call(db, person, state, now), body if body is not None else session)
 
             if body_type is not None:
                 done = await self._commit.submit(work)
