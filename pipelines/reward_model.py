@@ -42,9 +42,12 @@ def conversations(loaded: Items, config: RewardModelConfig, progress: Progress) 
         ids = readable(encoder.closed(response.token_ids), pad)
         return Written(response.id, response.prompt_id, ids, response.text, response.player)
 
-    pairs = [replace(i, chosen=read(i.chosen), rejected=read(i.rejected)) for i in loaded.items if isinstance(i, Pair)]
+    given = [i for i in loaded.items if isinstance(i, Pair)]
+    pairs = [replace(i, chosen=read(i.chosen), rejected=read(i.rejected)) for i in given if not i.tied]
     whole = [p for p in pairs if all(r.token_ids for r in p.responses)]
     fitting = tuple(p for p in whole if example(p).tokens <= room)
+    if lost := len(given) - len(pairs):
+        progress.message(f"  {lost} of {len(given)} pairs are ties, of which a reward model learns nothing: left out")
     if lost := len(pairs) - len(whole):
         progress.message(f"  a response is nothing but padding in {lost} of {len(pairs)} pairs: left out")
     if lost := len(whole) - len(fitting):

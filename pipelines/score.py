@@ -85,7 +85,8 @@ class PairEntry:
         }
         prompt = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
         scores = {f"score_{side}": _number(v) for side, v in zip(("chosen", "rejected"), values, strict=True)}
-        return {"id": pair.id, "prompt": prompt, **answers, **scores, **_errors(dict(enumerate(values)))}
+        tied = {"tied": True} if pair.tied else {}
+        return {"id": pair.id, "prompt": prompt, **answers, **scores, **tied, **_errors(dict(enumerate(values)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +241,13 @@ def _choice(record: Any, encoder: Encoder) -> ChoiceEntry:
 
 
 def summary(entries: Sequence[Entry], values: Sequence[Sequence[Value]]) -> str:
-    """Pairs: accuracy with its Wilson interval and the mean margin. Candidates: what the best has over the mean."""
+    """Pairs, without ties: accuracy with its Wilson interval, mean margin. Candidates: the best over the mean."""
     rewards = [[v for v in found if isinstance(v, float)] for found in values]
-    if isinstance(entries[0], PairEntry):
-        whole = [r for r in rewards if len(r) == 2]
+    pairs = [e.pair for e in entries if isinstance(e, PairEntry)]
+    if pairs:
+        whole = [r for pair, r in zip(pairs, rewards, strict=True) if len(r) == 2 and not pair.tied]
         if not whole:
-            return "no pair has both rewards"
+            return "no pair with a winner has both rewards"
         accuracy = win_rate([r[0] for r in whole], [r[1] for r in whole])
         margin = math.fsum(r[0] - r[1] for r in whole) / len(whole)
         return f"accuracy {accuracy}, mean margin {margin:+.3f}"

@@ -182,6 +182,15 @@ def test_what_does_not_fit_with_the_end_of_the_conversation_is_left_out_and_coun
         conversations(items(tmp_path, model, long), tight, Said())
 
 
+def test_ties_teach_nothing_and_are_counted(tmp_path, model):
+    clear = {"prompt": "What?", "chosen": "A.", "rejected": "B."}
+    tie = {"prompt": "Who?", "chosen": "A.", "rejected": "B.", "tied": True, "margin": 0, "probability": 0.5}
+    said = Said()
+    kept = conversations(items(tmp_path, model, clear, tie), settings(model), said)
+    assert [i.prompt.text for i in kept.items] == ["What?"]
+    assert "1 of 2 pairs are ties" in said.lines[0]
+
+
 def test_labels_are_no_pairs(tmp_path, model):
     label = {"prompt": "What?", "completion": "A.", "label": True}
     with pytest.raises(ConfigError, match=r"learns from pairs, but .* holds labels"):

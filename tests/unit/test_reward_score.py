@@ -52,6 +52,13 @@ def test_the_summary_of_pairs_counts_wins_ties_and_losses(tmp_path, model):
     assert "mean margin +0.000" in said
 
 
+def test_there_is_nothing_to_be_right_about_in_a_tie(tmp_path, model):
+    entries = pairs(tmp_path, model, PAIRS[0], {**PAIRS[1], "tied": True})
+    assert "(1 W / 0 T / 0 L of 1)" in summary(entries, [[2.0, 1.0], [0.0, 1.0]])
+    assert entries[1].line([0.0, 1.0])["tied"] is True
+    assert summary(entries[1:], [[0.0, 1.0]]) == "no pair with a winner has both rewards"
+
+
 def test_candidates_keep_their_record_and_get_rewards_and_the_best(tmp_path, model):
     record = {"id": 7, "prompt": "Which\u2028one?", "responses": ["A.", " ", "B.", "B."], "source": "x"}
     conversation = {"prompt": [{"role": "user", "content": "Which?"}], "responses": ["C."]}
