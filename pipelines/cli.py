@@ -104,6 +104,31 @@ def pairs(run: str, file: str, root: str) -> None:
 
 
 @main.command()
+@click.argument("source", metavar="RUN|FILE")
+@click.option("--html", type=click.Path(dir_okay=False), help="Also write a page with figures and examples.")
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "pairs", "labels", "sft", "argilla", "label_studio"]),
+    default="auto",
+    show_default=True,
+    help="Format of a file's records; auto: recognised by the fields of the first one.",
+)
+@click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
+def inspect(source: str, html: str | None, format: str, root: str) -> None:
+    """Diagnose preference data: length bias, diversity, the judge's doubts, coverage, of a run or of any pair file."""
+    from rich.console import Console
+
+    from pipelines.data import DataRules
+    from pipelines.inspect import inspect as diagnose
+
+    path = Path(source) if Path(source).is_file() else _run_dir(source, root)
+    try:
+        diagnose(path, Console(), Path(html) if html else None, DataRules(format=format))  # type: ignore[arg-type]
+    except Exception as error:
+        _stop(error)
+
+
+@main.command()
 @click.argument("run", metavar="RUN")
 @click.argument("directory", type=click.Path(file_okay=False))
 @click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")

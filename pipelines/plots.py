@@ -197,18 +197,18 @@ def repetition(before: Sequence[SampleRow], after: Sequence[SampleRow]) -> tuple
 
 def reward_figure(history: History) -> Any:
     """Mean judge score of sampled candidates, with held-out probe and evaluations, over optimizer steps."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.plot(*_xy(history, "objective/scores"), color="C0", label="sampled in training")
     axes.plot(*_xy(history, "probe/score"), "o--", color="C1", ms=4, lw=1, label="held-out probe")
     axes.plot(*_xy(history, "eval/score_after"), "*", color="C3", ms=12, label="held-out evaluation")
     if before := history.get("eval/score_before"):
         axes.axhline(before[max(before)], color="0.6", ls=":", label="initial policy, held-out")
-    return _finish(figure, axes, "optimizer step", "mean judge score", "Reward over iterations")
+    return finish(figure, axes, "optimizer step", "mean judge score", "Reward over iterations")
 
 
 def reward_vs_kl_figure(history: History) -> Any:
     """Held-out judge score against KL to the reference, coloured by step: over-optimisation bends it down."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     series = {
         "probe": (history.get("objective/kl", {}), history.get("probe/score", {}), "o", 25),
         "evaluation": (history.get("eval/kl", {}), history.get("eval/score_after", {}), "*", 160),
@@ -223,12 +223,12 @@ def reward_vs_kl_figure(history: History) -> Any:
             )  # fmt: skip
     if drawn is not None:
         figure.colorbar(drawn, ax=axes, label="optimizer step")
-    return _finish(figure, axes, "KL to the reference, nats per response", "mean held-out judge score", "Reward and KL")
+    return finish(figure, axes, "KL to the reference, nats per response", "mean held-out judge score", "Reward and KL")
 
 
 def win_rate_figure(history: History) -> Any:
     """Held-out win rate against the initial policy, a line a judge, with Wilson 95% intervals."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for suffix, label, marker in (("", "judge trained on", "o"), ("_second", "second judge", "s")):
         steps, rates = _xy(history, f"eval/win_rate{suffix}")
         ends = [_xy(history, f"eval/win_rate_{end}{suffix}")[1] for end in ("low", "high")]
@@ -237,7 +237,7 @@ def win_rate_figure(history: History) -> Any:
             axes.errorbar(steps, rates, yerr=errors, marker=marker, ms=5, capsize=3, label=label)
     axes.axhline(0.5, color="0.6", ls=":", label="no better than the initial policy")
     axes.set_ylim(-0.02, 1.02)
-    return _finish(figure, axes, "optimizer step", "win rate", "Held-out win rate against the initial policy")
+    return finish(figure, axes, "optimizer step", "win rate", "Held-out win rate against the initial policy")
 
 
 def all_figures(history: History) -> dict[str, Any]:
@@ -254,7 +254,8 @@ def _xy(history: History, name: str) -> tuple[list[int], list[float]]:
     return sorted(values), [values[step] for step in sorted(values)]
 
 
-def _figure() -> tuple[Any, Any]:
+def new_figure() -> tuple[Any, Any]:
+    """(figure, axes) in the size and style of all figures."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # never pyplot: no global state, no display
     from matplotlib.figure import Figure
 
@@ -263,7 +264,8 @@ def _figure() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _finish(figure: Any, axes: Any, x: str, y: str, title: str) -> Any:
+def finish(figure: Any, axes: Any, x: str, y: str, title: str) -> Any:
+    """Name the axes, add grid and legend; returns the figure."""
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -87,7 +87,7 @@ def encode_span(span: Span, encoder: Encoder) -> Chunk:
             seen = True
             try:
                 format = format or detect(record)
-                item, changes = encoder.item(parse(filled(record), format, encoder))
+                item, changes = encoder.item(parse(filled(record), format, rules, encoder.chat))
                 outcomes.append(Kept(place, item, changes))
             except Unfit as unfit:
                 outcomes.append(Dropped(place, unfit.reason, unfit.detail))
@@ -98,12 +98,11 @@ def encode_span(span: Span, encoder: Encoder) -> Chunk:
     return Chunk(format if seen else None, tuple(outcomes))
 
 
-def parse(record: Record, format: Format, encoder: Encoder) -> Parsed:
-    """A record of a known format, still as text; raises ValueError or Unfit."""
-    rules = encoder.rules
+def parse(record: Record, format: Format, rules: DataRules, chat: bool) -> Parsed:
+    """A record of a known format, still as text; raises ValueError or Unfit. ``chat``: as in ``parse_preference``."""
     match format:
         case "pairs":
-            return parse_preference(record, rules, encoder.chat)
+            return parse_preference(record, rules, chat)
         case "labels":
             return parse_label(record, rules)
         case "sft":

@@ -100,7 +100,7 @@ def pairs_of_run(
     run_dir: Path, record: RunRecord, prompts: Mapping[str, Prompt], vocab_size: int, rules: DataRules
 ) -> Items:
     """Items of every trained step, as the loop made them; every item counts, and every prompt that made none."""
-    events = list(_journal(run_dir / "ledger" / "steps.jsonl"))
+    events = list(journal(run_dir / "ledger" / "steps.jsonl"))
     trained = {r["step"] for r in events if r["event"] == "trained"}
     recorded = {r["step"]: set(r["pairs"]) for r in events if r["event"] == "prepared"}
     pairing = recorded_rules(record)
@@ -168,11 +168,11 @@ def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[Jud
     candidates: dict[tuple[int, str], dict[str, Response]] = {}
     judgements: dict[tuple[int, str], list[Any]] = {}
     try:
-        for r in _journal(run_dir / "ledger" / "candidates.jsonl"):
+        for r in journal(run_dir / "ledger" / "candidates.jsonl"):
             step = int(r.pop("step"))
             c = _response.validate_python(r, strict=False)
             candidates.setdefault((step, c.prompt_id), {})[c.id] = c
-        for r in _journal(run_dir / "ledger" / "judgements.jsonl"):
+        for r in journal(run_dir / "ledger" / "judgements.jsonl"):
             judgements[int(r["step"]), r["prompt_id"]] = [_judgement.validate_python(j) for j in r["judgements"]]
     except (ValidationError, KeyError) as error:
         raise DataError(f"{run_dir}: the ledger is of another version of Rondo: {error}") from None
@@ -187,7 +187,7 @@ def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[Jud
         yield JudgedPrompt(step, JudgedGroup(group, tuple(given)))
 
 
-def _journal(path: Path) -> Iterator[dict[str, Any]]:
+def journal(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a journal, without the torn last one that a killed process may have left."""
     try:
         data = path.read_bytes()
