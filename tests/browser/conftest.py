@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from pipelines.annotate.items import AnnotationItem, Shown, Task
 from pipelines.annotate.people import new_code
@@ -34,6 +34,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+WAIT_MS = 30_000  # for a state of the page; reached in milliseconds unless the machine is busy
+expect.set_options(timeout=WAIT_MS)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DESK = {"viewport": {"width": 1280, "height": 860}}
 
@@ -185,7 +187,7 @@ def desk(browser: Browser) -> Iterator[Callable[..., Desk]]:
 
     def make(**options: object) -> Desk:
         context = browser.new_context(**{**DESK, **options})  # type: ignore[arg-type]
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         made.append(Desk(context, page, Complaints()))
         made[-1].complaints.watch(page)
