@@ -69,7 +69,8 @@ class Dialect:
         """What to try after the endpoint refused a request with this message; None: the fault is elsewhere."""
         if "logprob" in refusal and self.top_logprobs:
             return replace(self, top_logprobs=5 if self.top_logprobs > 5 else 0)
-        if self.tokens_field == "max_tokens" and ("max_completion_tokens" in refusal or "max_tokens" in refusal):
+        # Not where it is said that a question is too long, for which some servers name both fields.
+        if self.tokens_field == "max_tokens" and "max_completion_tokens" in refusal and "support" in refusal:
             return replace(self, tokens_field="max_completion_tokens")
         if "temperature" in refusal and self.temperature:
             return replace(self, temperature=False)

@@ -274,10 +274,11 @@ def test_an_unknown_model_stops_everything():
 
 
 def test_a_question_that_is_refused_fails_alone():
-    with endpoint(lambda r: refusal(400, "too long for the context") if "bad" in r.text else LIKES_A) as server:
+    words = "'max_tokens' or 'max_completion_tokens' is too large: the context is 1024"
+    with endpoint(lambda r: refusal(400, words) if "bad" in r.text else LIKES_A) as server:
         asked, _ = made(server.url)
         bad, good = ask(asked, question("bad"), question("good"))
-    assert "answered 400: too long for the context" in bad.error
+    assert f"answered 400: {words}" in bad.error
     assert isinstance(good, Answered)
     assert len(server.requests) == 2
 
