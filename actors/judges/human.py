@@ -21,7 +21,7 @@ from configs.schema import Deadlines
 from pipelines.annotate.items import AnnotationItem, Choice, Shown, Task
 from pipelines.annotate.reading import read_gold
 from pipelines.annotate.serving import ServerProcess, address, is_tls, listen, make_links
-from pipelines.annotate.store import STORE_NAME, Decided, Store, sqlite_url
+from pipelines.annotate.store import STORE_NAME, Decided, Given, Store, sqlite_url
 from preference.types import (
     CandidateGroup,
     JudgeFailure,
@@ -58,6 +58,8 @@ class HumanAnswer:
     both_bad: bool = False
     strength: float | None = None
     """How much better, 1 slightly to 3 much; mean of those who said."""
+    labels: tuple[Given, ...] = ()
+    """Whose answers it rests on, for feedback on the judgement's trace."""
 
 
 def match_item(match: Match) -> AnnotationItem:
@@ -212,4 +214,5 @@ class HumanPool:
             tuple(dict.fromkeys(g.written for g in labels if g.written)),
             outcome is Choice.BOTH_BAD,
             fmean(strengths) if strengths else None,
+            labels,
         )

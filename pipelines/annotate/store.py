@@ -15,7 +15,7 @@ from pipelines.annotate.assignment import State, state_of
 from pipelines.annotate.items import AnnotationError, AnnotationItem, Choice, Decision, Role, Task
 from pipelines.annotate.labelling import settle
 from pipelines.annotate.people import add_person
-from pipelines.annotate.tables import items, labels, open_database, tasks
+from pipelines.annotate.tables import items, labels, open_database, people, tasks
 
 T = TypeVar("T")
 STORE_NAME = "annotations.db"  # in a run's directory, and after the name of a file of items
@@ -34,6 +34,8 @@ class Gold:
 class Given:
     """A label as its item's decision needs it."""
 
+    annotator: str
+    """Empty where the person has been erased."""
     choice: Choice
     strength: int | None
     rationale: str
@@ -234,12 +236,13 @@ def _change_overlap(db: Connection, difference: int) -> None:
 def _decided(db: Connection, wanted: ColumnElement[bool]) -> list[Decided]:
     given: dict[str, list[tuple[bool, Given]]] = {}
     for r in db.execute(
-        select(labels)
+        select(labels, people.c.name)
         .join(items, items.c.id == labels.c.item)
+        .join(people, people.c.id == labels.c.person)
         .where(wanted, labels.c.undone.is_(None))
         .order_by(labels.c.id)
     ):
-        word = Given(Choice(r.choice), r.strength, r.rationale, r.written, r.seconds or 0.0)
+        word = Given(r.name or "", Choice(r.choice), r.strength, r.rationale, r.written, r.seconds or 0.0)
         given.setdefault(r.item, []).append((r.review, word))
     return [
         Decided(

@@ -26,6 +26,7 @@ from configs.judges import HumanJudge
 from configs.schema import Deadlines
 from pipelines.annotate.command import Serving, open_target, people_of
 from pipelines.annotate.items import AnnotationError, Task
+from pipelines.annotate.people import erase
 from pipelines.annotate.serving import ServerProcess, address, listen, make_links
 from pipelines.annotate.store import STORE_NAME, Store, sqlite_url
 from pipelines.annotate.tables import items, labels, people
@@ -231,6 +232,49 @@ def test_a_server_that_cannot_start_is_said_with_its_log(tmp_path) -> None:
     server.close()
 
 
+def test_erasing_somebody_leaves_their_choices(url, tmp_path) -> None:
+    with filled(url, 4, overlap=2) as store, served(store, tmp_path / "log") as (_, base):
+        ann, bob = annotators(store, base, 2)
+        asyncio.run(give(ann, "first", rationale="as Ann would say", written="Ann's own words"))
+        asyncio.run(give(bob, "first", most=3))
+        before = store.counts()
+        assert store.write(lambda db: erase(db, "person 0")) == 4
+        store.vacuum()
+        assert store.counts() == before
+        decided = store.unconsumed(1)
+        assert [[g.annotator for g in d.labels] for d in decided] == [["", "person 1"]] * 3
+        assert not any(g.written or g.rationale for d in decided for g in d.labels)
+        consistent(store)
+        assert people_of(store) == [("person 1", "annotator")]
+
+
+def test_forwarded_headers_count_only_behind_tls(tmp_path) -> None:
+    """Else anybody could pretend to be another address, or to come over TLS."""
+    with filled(sqlite_url(tmp_path / "labels.db"), 1) as store:
+        seen = {}
+        for behind_tls in (False, True):
+            bound = listen("127.0.0.1", 0)
+            server = ServerProcess(store.url, bound, tmp_path / "log", behind_tls)
+            asyncio.run(server.ready(60))
+            seen[behind_tls] = asyncio.run(forwarding(address(bound), annotators(store, "", 1)[0].code))
+            server.close()
+    assert seen == {False: (False, [401] * 10 + [429] * 2), True: (True, [401] * 12)}
+
+
+async def forwarding(base: str, code: str) -> tuple[bool, list[int]]:
+    """(is the cookie for TLS only, what many wrong codes from as many pretended addresses are answered)."""
+    async with aiohttp.ClientSession() as http:
+        statuses = []
+        for i in range(12):
+            headers = {"X-Forwarded-For": f"203.0.113.{i}", "X-Forwarded-Proto": "https"}
+            async with http.post(f"{base}/api/session", json={"code": "wrong"}, headers=headers) as answer:
+                statuses.append(answer.status)
+            if i == 8:  # before the limit
+                async with http.post(f"{base}/api/session", json={"code": code}, headers=headers) as answer:
+                    secure = "Secure" in answer.headers["Set-Cookie"]
+        return secure, statuses
+
+
 # -- the judge -------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +345,7 @@ def test_the_loop_waits_for_people_and_gets_their_verdicts(pool) -> None:
             assert (verdict.outcome, verdict.probability, verdict.seconds) == (Outcome.SECOND, 0.0, 2.5)
             assert (verdict.rationale, a.written, a.strength) == ("plainer", ("best of all",), 3.0)
             assert verdict.judge.name == "human"
+            assert [x.annotator for x in a.labels] == ["annotator"]
         assert {a.judgement for a in await judge.collect(1)} == {
             a.judgement for a in answers
         }  # until consumed, and after
