@@ -5,19 +5,17 @@ and itself up to the token; nothing else. Sliding windows are measured in restar
 stood right behind its prompt. Models call the function with their own scaling, window and soft-cap, so every
 architecture that takes its attention from Transformers' registry is served without a mask of its own.
 
-On CPU each response is one small, dense call of SDPA: work grows with the examples' own squares, not with the row's,
-and no [T, T] mask exists. On GPU it is one FlexAttention call with a block mask, which skips the same blocks.
+On CPU each response is one small, dense call of SDPA, in fp32: work grows with the examples' own squares, not with the
+row's, and no [T, T] mask exists. On GPU it is one FlexAttention call with a block mask, which skips the same blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 NAME = "rondo_shared_prefix"
@@ -33,10 +31,29 @@ class Layout:
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
-    def pieces(self) -> list[int]:
-        """Sizes of the stretches of the row, padding last; they add up to T."""
-        sizes = [n for prompt, fed in zip(self.prompts, self.responses, strict=True) for n in (prompt, *fed)]
-        return [*sizes, self.padding] if self.padding else sizes
+    def length(self) -> int:
+        """T: positions of the row, padding included."""
+        return sum(self.prompts) + sum(map(sum, self.responses)) + self.padding
+
+    def spans(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
+        """(positions that ask, stretches they see) of every causal sequence in the row; each position asks once.
+
+        A prompt and its first response are one plain sequence; a later response asks about the prompt and itself.
+        """
+        if "spans" not in self._cache:
+            found: list[tuple[slice, tuple[slice, ...]]] = []
+            at = 0
+            for prompt, fed in zip(self.prompts, self.responses, strict=True):
+                start, at = at, at + prompt + sum(fed[:1])
+                found.append((slice(start, at), (slice(start, at),)))
+                for size in fed[1:]:
+                    own = slice(at, at + size)
+                    if size:
+                        found.append((own, (slice(start, start + prompt), own)))
+                    at += size
+            self._cache["spans"] = tuple(found)
+        spans: tuple[tuple[slice, tuple[slice, ...]], ...] = self._cache["spans"]
+        return spans
 
     def coordinates(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(example, branch, position) [T] each; example -1 for padding, branch 0 in a prompt, k in response k."""
@@ -74,13 +91,26 @@ class Layout:
         mask: Tensor = self._cache[key]
         return mask
 
+    def mask(
+        self, rows: slice, columns: tuple[slice, ...], window: int | None, like: Tensor
+    ) -> tuple[Tensor | None, bool]:
+        """SDPA's (attn_mask, is_causal) of one span; the mask is added to the scores."""
+        asking, seen = rows.stop - rows.start, sum(c.stop - c.start for c in columns)
+        if asking == seen and (window is None or window >= seen):
+            return None, True
+        key = ("mask", asking, seen, window, like.dtype)
+        if key not in self._cache:
+            allowed = self.allowed(asking, seen, window, like.device)
+            self._cache[key] = torch.zeros(allowed.shape, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
+        return self._cache[key], False
+
     def block_mask(self, window: int | None, device: torch.device) -> Any:
         """FlexAttention's block mask of the row, made once a forward pass and window."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         key = (device, window)
         if key not in self._cache:
-            length = sum(self.pieces)
+            length = self.length
             self._cache[key] = create_block_mask(
                 lambda b, h, q, k: self.visible(q, k, window), None, None, length, length, device=str(device)
             )
@@ -124,48 +154,84 @@ def shared_prefix_attention(
 def _by_example(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    # One split, whose backward is one concatenation: slicing would write a gradient as long as the row for each slice.
-    sizes = layout.pieces
-    queries, keys, values = (torch.split(x, sizes, dim=2) for x in (query, key, value))
+    if not softcap:
+        apply: Any = _SharedPrefix.apply
+        attended: Tensor = apply(query, key, value, layout, scale, window)
+        return attended
+    # SDPA has no soft-cap: each response's attention is written out.
     out: list[Tensor] = []
-    at = 0
-    for fed in layout.responses:
-        q, k, v = (x[at : at + 1 + len(fed)] for x in (queries, keys, values))
-        first = 1 if fed else 0
-        # The prompt and its first response are one plain causal sequence.
-        first_q, first_k, first_v = (_join(x[: 1 + first]) for x in (q, k, v))
-        out.append(_dense(layout, first_q, first_k, first_v, scale, window, softcap))
-        for own in range(2, 1 + len(fed)):
-            if fed[own - 1]:
-                seen_k, seen_v = _join([k[0], k[own]]), _join([v[0], v[own]])
-                out.append(_dense(layout, q[own], seen_k, seen_v, scale, window, softcap))
-        at += 1 + len(fed)
+    for rows, columns in layout.spans():
+        k, v = _gather(key, columns), _gather(value, columns)
+        out.append(_softcapped(query[:, :, rows], k, v, layout, scale, window, softcap))
     if layout.padding:
-        out.append(torch.zeros_like(queries[-1]))
+        out.append(torch.zeros_like(query[:, :, -layout.padding :]))
     return torch.cat(out, dim=2)
 
 
-def _join(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), dim=2)
+def _gather(x: Tensor, columns: tuple[slice, ...]) -> Tensor:
+    """The stretches ``columns`` of the sequence; a view where they are one."""
+    return x[:, :, columns[0]] if len(columns) == 1 else torch.cat([x[:, :, c] for c in columns], dim=2)
 
 
-def _dense(
-    layout: Layout, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+class _SharedPrefix(torch.autograd.Function):
+    """SDPA of every response over its prompt and itself, in fp32, on CPU; shapes as in ``shared_prefix_attention``.
+
+    fp32 for speed: in bf16 the CPU kernel runs a oneDNN product for every head and block, which takes twice the time,
+    and its cache keeps a compiled product for every length it has ever seen. One function for the row: gradients of a
+    prompt that several responses see add up in place, and only q, k, v and the output in the model's type are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
+    ) -> Tensor:
+        q, k, v = (_wide(x) for x in (query, key, value))
+        # Positions lie outside of heads, as the output projection wants them: no copy after this.
+        out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
+        normalisers = []
+        for rows, columns in layout.spans():
+            mask, causal = layout.mask(rows, columns, window, q)
+            part, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, :, rows], _gather(k, columns), _gather(v, columns), 0.0, causal, attn_mask=mask, scale=scale
+            )
+            out[:, :, rows] = part
+            normalisers.append(normaliser)
+        if layout.padding:
+            out[:, :, -layout.padding :] = 0
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
+        ctx.save_for_backward(query, key, value, out, *normalisers)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *normalisers = ctx.saved_tensors
+        q, k, v, o, g = (_wide(x) for x in (query, key, value, out, grads[0]))
+        d_query, d_key, d_value = (torch.zeros_like(x) for x in (q, k, v))
+        for (rows, columns), normaliser in zip(ctx.layout.spans(), normalisers, strict=True):
+            mask, causal = ctx.layout.mask(rows, columns, ctx.window, q)
+            dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g[:, :, rows], q[:, :, rows], _gather(k, columns), _gather(v, columns), o[:, :, rows], normaliser,
+                0.0, causal, attn_mask=mask, scale=ctx.scale,
+            )  # fmt: skip
+            d_query[:, :, rows] = dq
+            at = 0
+            for c in columns:
+                size = c.stop - c.start
+                d_key[:, :, c] += dk[:, :, at : at + size]
+                d_value[:, :, c] += dv[:, :, at : at + size]
+                at += size
+        return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _softcapped(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float
 ) -> Tensor:
-    """Causal attention of the last ``q`` positions of a sequence over all its ``k`` positions."""
-    rows, columns = q.shape[2], k.shape[2]
-    if window is not None and window >= columns:
-        window = None
-    if softcap:
-        return _softcapped(q, k, v, scale, layout.allowed(rows, columns, window, q.device), softcap)
-    if rows == columns and window is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    mask = layout.allowed(rows, columns, window, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
-
-
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, scale: float, allowed: Tensor, softcap: float) -> Tensor:
-    """softmax(cap tanh(q k / cap)) v, as Transformers' eager attention: SDPA has no soft-cap."""
+    """softmax(cap tanh(q k / cap)) v, as Transformers' eager attention; causal for the last positions of ``k``."""
+    allowed = layout.allowed(q.shape[2], k.shape[2], window, q.device)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from preference.attention import Layout, register
 from preference.batching import Example, Packed, pack
+from preference.lean import slim
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -60,49 +61,42 @@ class _ChunkedLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
+        """Logits are made anew, for all rows and a slice of the vocabulary at a time.
+
+        So each entry of the weight's gradient is one product over all rows, rounded once: chunks of rows would need a
+        second, wider [V, H] matrix to add up in, and a pass over it for each of them.
+        """
         hidden, weight, bias, target, normaliser = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        # Chunks of the weight's gradient add up in fp32: bf16 accumulation loses the small ones. Frozen, it has none.
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=_wide(hidden), device=weight.device) if ctx.needs_input_grad[1] else None
-        )
-        grad_bias = torch.zeros(bias.shape, dtype=_wide(hidden), device=bias.device) if bias is not None else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            logits, tanh = _logits(hidden[rows], weight, bias, ctx.scale, ctx.softcap)
-            d = logits.sub_(normaliser[rows, None]).exp_().neg_()
-            d.scatter_add_(1, target[rows, None], torch.ones_like(d[:, :1]))
-            d *= grad[rows, None]
+        rows, vocabulary = len(hidden), len(weight)
+        grad = grads[0][:, None]
+        grad_hidden = torch.zeros_like(hidden, dtype=_wide(hidden))
+        # Frozen, the weight has no gradient.
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.empty_like(bias) if bias is not None else None
+        size = max(ctx.chunk * vocabulary // max(rows, ctx.chunk), 1)  # as much memory as a chunk of forward's
+        size = min(-(-size // _SLICE) * _SLICE, vocabulary)
+        for start in range(0, vocabulary, size):
+            part = slice(start, start + size)
+            bias_part = bias[part] if bias is not None else None
+            d, tanh = _logits(hidden, weight[part], bias_part, ctx.scale, ctx.softcap)
+            d.sub_(normaliser[:, None]).exp_().neg_()
+            inside = ((target >= start) & (target < start + size)).nonzero()[:, 0]
+            d[inside, target[inside] - start] += 1
+            d *= grad
             if tanh is not None:
-                d *= 1 - tanh.square()
+                d *= 1 - tanh.square_()
             if ctx.scale != 1.0:
                 d *= ctx.scale
             if grad_bias is not None:
-                grad_bias += d.sum(0)
+                grad_bias[part] = d.sum(0)
             d = d.to(hidden.dtype)
-            grad_hidden[rows] = d @ weight
+            grad_hidden += d @ weight[part]
             if grad_weight is not None:
-                _add_outer(grad_weight, d, hidden[rows])
-        return (
-            grad_hidden,
-            grad_weight.to(weight.dtype) if grad_weight is not None else None,
-            grad_bias.to(weight.dtype) if grad_bias is not None else None,
-            *[None] * 5,
-        )
+                torch.mm(d.T, hidden, out=grad_weight[part])
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, *[None] * 5
 
 
-_SLICE = 2**13  # vocabulary entries whose gradient is computed at a time where it has to be widened
-
-
-def _add_outer(total: Tensor, d: Tensor, hidden: Tensor) -> None:
-    """total [V, H] += d.T @ hidden, without a second [V, H] matrix; d [n, V] and hidden [n, H] may be narrower."""
-    if total.dtype == d.dtype:
-        total.addmm_(d.T, hidden)
-        return
-    for start in range(0, len(total), _SLICE):
-        rows = slice(start, start + _SLICE)
-        total[rows] += d[:, rows].T @ hidden
+_SLICE = 256  # slices of the vocabulary are multiples of this, so that few shapes occur
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -177,6 +171,7 @@ class LogProbModel(nn.Module):
     def __init__(self, causal_lm: Any, chunk: int = 256, collision: bool = False) -> None:
         super().__init__()
         causal_lm.set_attn_implementation(register())
+        slim(causal_lm)
         config = causal_lm.config
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1)
         softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
@@ -198,12 +193,14 @@ class LogProbModel(nn.Module):
         return dtype
 
 
-_GPU_TILE = 128  # FlexAttention's block: rows of a GPU are padded to it, so that few shapes are compiled
+# Rows are padded, so that few shapes occur: FlexAttention compiles for its block of 128, and oneDNN compiles a product
+# for every shape it meets, which takes milliseconds and memory.
+_TILE = {"cuda": 128, "cpu": 16}
 
 
 def model_inputs(packed: Packed, device: torch.device | str) -> dict[str, Any]:
     """The arguments of ``LogProbModel.forward`` for ``packed``, on ``device``."""
-    padding = -packed.tokens % _GPU_TILE if torch.device(device).type == "cuda" else 0
+    padding = -packed.tokens % _TILE[torch.device(device).type]
     fed = iter((packed.lengths - 1).tolist())
     responses = tuple(tuple(next(fed) for _ in range(packed.responses_each)) for _ in packed.prompts)
     ids, positions = (
