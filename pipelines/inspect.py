@@ -164,7 +164,8 @@ def _judge(d: Diagnosis) -> Section:
     ]
     if j.round_robin:
         rows.append(("matches (of a full round robin)", f"{j.matches} of {j.round_robin}"))
-    rows.append(("seconds a judgement", _number(j.seconds, "", "", 3)))
+    if j.seconds:  # not every judge takes its time
+        rows.append(("seconds a judgement", _number(j.seconds, "", "", 3)))
     if j.cost:
         rows.append(("cost", f"{j.cost:.4g}"))
     return Section("Judge", tuple(rows))
