@@ -96,9 +96,7 @@ class HumanPool:
         asked while waiting.
         """
         self._judge, self._deadlines, self._announce, self._poll_s = judge, deadlines, announce, poll_s
-        task = Task.of(judge)
-        gold = read_gold(judge)
-        self._info = JudgeInfo(self.name, task.definition_hash)
+        task, gold = Task.of(judge), read_gold(judge)
         self._store = Store(judge.store or sqlite_url(run_dir / STORE_NAME))
         self._store.configure(task, run_dir.name, expecting=True)
         self._store.add_gold(gold)
@@ -119,7 +117,7 @@ class HumanPool:
         if self._server is None:
             return
         await self._server.ready(self._deadlines.start_s)
-        names = [*self._judge.annotators, *self._judge.reviewers]
+        names = tuple(dict.fromkeys([*self._judge.annotators, *self._judge.reviewers]))
         links = await asyncio.to_thread(make_links, self._store, self._address, names)
         self._announce(
             "\n".join(["people judge here, each by their own link:", *(f"  {n}: {url}" for n, url in links)])
@@ -195,17 +193,18 @@ class HumanPool:
         seconds = sum(g.seconds for g in labels)
         reasons = "\n".join(dict.fromkeys(g.rationale for g in labels if g.rationale))
         ids = tuple(r.id for r in decided.item.responses)
+        info = JudgeInfo(self.name, labels[-1].guidelines)  # which may have changed since, if the run was resumed
         judgement: Judgement
         if outcome is Choice.CANNOT_JUDGE:
             error = f"none of {len(labels)} people could judge" + (f": {reasons}" if reasons else "")
-            judgement = JudgeFailure(ids, Outcome.ABSTAIN, error, self._info, seconds)
+            judgement = JudgeFailure(ids, Outcome.ABSTAIN, error, info, seconds)
         elif len(ids) == 1:
-            judgement = Rating(ids[0], decided.decision.probability, self._info, reasons, seconds)
+            judgement = Rating(ids[0], decided.decision.probability, info, reasons, seconds)
         else:
             result = _OUTCOMES[outcome]
             # Divided votes that are a tie by the rules are one in the verdict's probability, too.
             probability = 0.5 if result is Outcome.TIE else decided.decision.probability
-            judgement = Verdict(ids[0], ids[1], result, probability, self._info, False, reasons, seconds)
+            judgement = Verdict(ids[0], ids[1], result, probability, info, False, reasons, seconds)
         strengths = [g.strength for g in labels if g.strength is not None]
         return HumanAnswer(
             decided.id,

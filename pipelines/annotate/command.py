@@ -99,7 +99,7 @@ def add_people(store: Store, annotators: Sequence[str], reviewers: Sequence[str]
     """Add those who are named; returns whose links to print: theirs, or everybody's where nobody is named."""
     store.add_people(annotators, "annotator")
     store.add_people(reviewers, "reviewer")
-    named = [*annotators, *reviewers]
+    named = list(dict.fromkeys([*annotators, *reviewers]))
     if not named:
         named = [name for name, _ in people_of(store)]
     if not named:

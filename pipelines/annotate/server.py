@@ -9,7 +9,8 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,15 @@ async def _on_database(_: Request, error: Exception) -> Response:
 def application(store: Store, *, secure: bool = False, clock: Callable[[], float] = time.time) -> ASGIApp:
     """The ASGI application. ``secure``: cookies only travel over TLS, which ends at a proxy in front of this server."""
     annotation = Annotation(store, secure, clock)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        annotation.close()
+
     app = Starlette(
         routes=annotation.routes(),
+        lifespan=lifespan,
         exception_handlers={Refused: _on_refused, HTTPException: _on_http, SQLAlchemyError: _on_database},
     )
     return _with_headers(app)

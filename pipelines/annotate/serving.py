@@ -93,7 +93,6 @@ def server(store: Store, *, behind_tls: bool, trusted_proxies: str = "127.0.0.1,
         proxy_headers=behind_tls,
         forwarded_allow_ips=trusted_proxies if behind_tls else "",
         timeout_graceful_shutdown=int(_STOP_S) // 2,
-        lifespan="off",
     )
     return uvicorn.Server(config)
 

@@ -41,6 +41,8 @@ class Given:
     rationale: str
     written: str
     seconds: float
+    guidelines: str
+    """Hash of what the person went by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ def _decided(db: Connection, wanted: ColumnElement[bool]) -> list[Decided]:
         .where(wanted, labels.c.undone.is_(None))
         .order_by(labels.c.id)
     ):
-        word = Given(r.name or "", Choice(r.choice), r.strength, r.rationale, r.written, r.seconds or 0.0)
+        word = Given(r.name or "", Choice(r.choice), r.strength, r.rationale, r.written, r.seconds or 0.0, r.guidelines)
         given.setdefault(r.item, []).append((r.review, word))
     return [
         Decided(
