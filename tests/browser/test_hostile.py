@@ -43,6 +43,8 @@ def unharmed(desk: Desk, annotation: Annotation) -> None:
     assert page.locator(".text :is([style], [onclick], [onerror], [href], [src], [id], [name])").count() == 0
     size = page.evaluate("[document.documentElement.scrollWidth, innerWidth, innerHeight]")
     assert size[0] <= size[1]
+    cut_off = "[...document.querySelectorAll('.text')].filter((n) => n.scrollWidth > n.clientWidth + 1).length"
+    assert page.evaluate(cut_off) == 0
     box = page.locator("#answers").bounding_box()
     assert box is not None
     assert box["y"] + box["height"] <= size[2] + 1
