@@ -6,8 +6,9 @@ import atexit
 import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OPTIONAL = ("sklearn", "scipy", "cv2", "mlflow")
@@ -39,6 +40,9 @@ def lean_imports(*needed: str) -> Iterator[None]:
                 del sys.modules[name]
 
 
+_LONGEST_COMPILATION_S = 900
+
+
 def operators_of_this_environment() -> None:
     """Have DeepSpeed keep its compiled operators in the environment that compiled them, and find ninja there.
 
@@ -48,3 +52,9 @@ def operators_of_this_environment() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        # A compilation that was killed leaves its lock, and everybody after it would wait for ever.
+        for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/lock"):
+            with suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > _LONGEST_COMPILATION_S:
+                    lock.unlink()

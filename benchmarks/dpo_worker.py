@@ -15,9 +15,11 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.commands import Train
+from actors.imports import operators_of_this_environment
 from actors.trainer import ZeroTrainer
 from actors.zero import TrainerSetup
 from benchmarks import peak
+from benchmarks.trl_dpo import WARM
 from configs.objectives import SECTIONS
 from configs.schema import Batching, Model, Optimizer
 from preference.batching import Example, collate, example, pack, plan
@@ -71,6 +73,7 @@ def sharing(trainer: ZeroTrainer, pairs: list[Pair]) -> float:
 
 
 def main(settings: dict[str, Any]) -> None:
+    operators_of_this_environment()
     deepspeed.init_distributed("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(settings["threads"])
@@ -106,13 +109,13 @@ def main(settings: dict[str, Any]) -> None:
     dist.all_reduce(above)
     ratios = {"mix": sharing(trainer, data[1]), "long_prompts": sharing(trainer, long_prompts)}
     if rank == 0:
-        real = [p for step in data[2:] for p in step]
+        real = [p for step in data[1 + WARM :] for p in step]
         tokens = sum(2 * len(p.prompt.token_ids) + sum(len(r.token_ids) for r in p.responses) for p in real)
         result = {
             "seconds": seconds,
             "losses": losses,
             "peak_mb": float(above),
-            "tokens": tokens / len(data[2:]),
+            "tokens": tokens / len(data[1 + WARM :]),
             "sharing": ratios,
             "waiting": round(float(np.mean(waiting)), 4),
         }

@@ -1,8 +1,8 @@
 """The trainer beside TRL 1.16's DPOTrainer: pairs with UltraFeedback's lengths, scaled down; speed and peak memory.
 
 Both sides: SmolLM2-135M, the same pairs in the same steps, references computed beforehand, DPO with beta 0.1, AdamW
-with fp32 master weights and bf16 compute, every core. Rondo's trainer runs as two ZeRO-3 ranks of one thread, TRL as
-one process of as many threads as there are cores, in its best batch size of those tried. TRL's pure bf16 mode, whose
+with fp32 master weights and bf16 compute, every core. Rondo's trainer and TRL both run as one process of as many
+threads as there are cores (a ZeRO-3 engine of one rank, with all its hooks and copies), in its best batch size of those tried. TRL's pure bf16 mode, whose
 updates are rounded to bf16, is shown beside. Within a step TRL gets the pairs sorted by length, so that it pads as
 little as it can.
 
@@ -27,7 +27,9 @@ from benchmarks.trl_online_dpo import environment
 from configs.loading import load_config
 from configs.runs import RunConfig
 
-REPETITIONS, PAIRS, STEPS = 3, 8, 2  # timed steps; before them one of tiny pairs and one to warm up
+REPETITIONS, PAIRS, STEPS = 3, 8, 4  # timed steps; before them one of tiny pairs and WARM to warm up
+WARM = 3  # ZeRO-3 records its trace, kernels are compiled for new shapes, the heap grows
+RANKS = 1  # of Rondo's trainer, each with its share of the cores
 SCALE = 4
 PROMPT, RESPONSE = (60, 500), (40, 700)
 LONG_PROMPT, SHORT_RESPONSE = (200, 700), (40, 200)
@@ -67,7 +69,7 @@ def steps(seed: int, prompt: tuple[int, int], response: tuple[int, int]) -> list
     """A step of tiny pairs, then real ones, each sorted by length."""
     rng = random.Random(seed)
     found = [[pair(rng, 4, 3, 3) for _ in range(PAIRS)]]
-    for _ in range(STEPS + 1):
+    for _ in range(STEPS + WARM):
         drawn = [pair(rng, draw(rng, prompt), draw(rng, response), draw(rng, response)) for _ in range(PAIRS)]
         found.append(sorted(drawn, key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"]))))
     return found
@@ -122,13 +124,14 @@ def main() -> None:
             )
         best = {
             mode: min(
-                (b for m, b in CANDIDATES if m == mode), key=lambda b, m=mode: median(tried[f"{m} {b}"]["seconds"][1:])
+                (b for m, b in CANDIDATES if m == mode),
+                key=lambda b, m=mode: median(tried[f"{m} {b}"]["seconds"][WARM:]),
             )
             for mode in ("autocast", "bfloat16")
         }
         ours, theirs, pure = [], [], []
         for repetition in range(REPETITIONS):
-            ours.append(rondo(scratch, data, long_prompts))
+            ours.append(rondo(scratch, data, long_prompts, RANKS))
             theirs.append(trl(python, scratch, data, "autocast", best["autocast"]))
             pure.append(trl(python, scratch, data, "bfloat16", best["bfloat16"]))
             seconds = [f"{median(x[-1]['seconds'][1:]):.2f}" for x in (ours, theirs, pure)]
@@ -138,7 +141,7 @@ def main() -> None:
             )
 
     def seconds(runs: list[dict[str, Any]]) -> list[float]:
-        return [s for run in runs for s in run["seconds"][1:]]
+        return [s for run in runs for s in run["seconds"][WARM:]]
 
     tokens = ours[0]["tokens"]
     save(

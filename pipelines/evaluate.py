@@ -43,7 +43,7 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
     from actors.reference import ReferencePool
     from actors.sampler import SamplerPool
     from pipelines.doctor import refuse_unfit
-    from pipelines.judging import JudgeStage
+    from pipelines.judging import start_judges
     from pipelines.ledger import Ledger
     from pipelines.online import load_all_prompts
     from pipelines.session import join_cluster
@@ -57,9 +57,7 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
         quiet_driver(logs / "driver.log")
         join_cluster(config, training=False)
         quiet_driver(logs / "driver.log")
-        judges = [JudgeStage(config.judge, config, logs, "judge")]
-        if config.evaluation.judge is not None:
-            judges.append(JudgeStage(config.evaluation.judge, config, logs, "second-judge"))
+        judges = start_judges(config, Path(scratch), logs, progress)
         ledger = Ledger(Path(scratch))
         reference = ReferencePool(old, logs)
         shown = _Shown(progress)

@@ -15,9 +15,8 @@ from pipelines.scoring import score_examples
 from pipelines.stages import Judge, Observer, Reference, Sampler
 from pipelines.timing import Stopwatch
 from preference.batching import Example
-from preference.pairing import ratings
 from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics
-from preference.types import CandidateGroup, JudgedGroup, Prompt, Version
+from preference.types import CandidateGroup, Prompt, Version
 from preference.winrate import length_controlled_win_rate, outcomes, win_rate
 
 
@@ -106,8 +105,9 @@ class HeldOut:
         start = (step - 1) * size
         prompts = [self._prompts[(start + i) % len(self._prompts)] for i in range(size)]
         groups = [g async for g in self._sampler.sample(prompts, self._plan(step, "probe"))]
-        judged = await self._judges[0].judge(groups)
-        scores = [s for j in judged for s in ratings(j).values()]
+        initial = {g.prompt.id: g for g in self._before.groups} if self._before else {}
+        against = [initial[g.prompt.id] for g in groups] if initial else None
+        scores = [s for s in await self._judges[0].score(groups, against) if np.isfinite(s)]
         with watch.stage("probe"):  # sampling it rides along with the training batch; scoring it is extra
             kl = await self._kl(groups)
         return ProbeMetrics(float(np.mean(scores)) if scores else float("nan"), kl, size)
@@ -126,10 +126,9 @@ class HeldOut:
 
     async def _judge(self, groups: Sequence[CandidateGroup]) -> Answers:
         scores = []
+        against = self._before.groups if self._before else None
         for judge in self._judges:
-            judged: list[JudgedGroup] = await judge.judge(groups)
-            found = {i: s for j in judged for i, s in ratings(j).items()}
-            scores.append(tuple(found.get(g.candidates[0].id, float("nan")) for g in groups))
+            scores.append(tuple(await judge.score(groups, against)))
         return Answers(tuple(groups), tuple(scores))
 
     async def _kl(self, groups: Sequence[CandidateGroup]) -> float:

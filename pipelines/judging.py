@@ -1,40 +1,290 @@
-"""The judging stage: whatever judge the configuration names, seen by the loop as one."""
+"""The judging stage: whatever judge the configuration names, asked about a prompt as soon as it is sampled.
+
+    judge(step, group) ──> judged group                  rated, or compared round by round until its pair is decided
+                      └──> None: people have been asked ──> settle(step) ──> judged groups, of this step and earlier
+
+What people have not answered yet stays open across steps and attempts (``restore``); a late answer feeds a later batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from actors.judges.protocol import Rater
-from actors.judges.rule import RuleJudgePool
-from configs.judges import Judge, RuleJudge
+from actors.judges.combined import Escalation, People
+from actors.judges.human import HumanAnswer, HumanPool
+from actors.judges.protocol import Arbiter, Rater
+from actors.judges.start import Surroundings, is_pointwise, start_alone, start_arbiter
+from configs.judges import HumanJudge, Judge
 from configs.runs import RunConfig
-from preference.types import CandidateGroup, JudgedGroup
+from pipelines.data.encode import model_encoder
+from pipelines.data.report import Unfit
+from pipelines.data.rules import DataRules
+from pipelines.pairing import pairing_rules
+from pipelines.progress import Progress
+from preference.pairing import next_matches, ratings
+from preference.types import (
+    CandidateGroup,
+    JudgedGroup,
+    JudgeFailure,
+    Judgement,
+    Match,
+    Outcome,
+    Prompt,
+    Rating,
+    Verdict,
+    Written,
+    content_id,
+)
+
+Encode = Callable[[Prompt, str], tuple[int, ...]]
+"""(prompt, response) -> the response's token ids, the end of the turn included; raises ValueError where it cannot."""
 
 
-def start_judge(judge: Judge, config: RunConfig, log_dir: Path, name: str) -> Rater:
-    """The pool of one judge; its actors begin to start."""
-    if isinstance(judge, RuleJudge):
-        return RuleJudgePool(judge, config.resources.judge, config.deadlines, log_dir, name)
-    raise NotImplementedError(f"judge.kind = {judge.kind}")
+@dataclass(slots=True)
+class _Open:
+    """A prompt that people have been asked about."""
+
+    step: int
+    judged: JudgedGroup
 
 
 class JudgeStage:
     """Asks a judge about groups of candidates."""
 
-    def __init__(self, judge: Judge, config: RunConfig, log_dir: Path, name: str) -> None:
-        self._judge = start_judge(judge, config, log_dir, name)
-        self.name = self._judge.name
+    def __init__(
+        self,
+        judge: Judge,
+        config: RunConfig,
+        run_dir: Path,
+        log_dir: Path,
+        name: str,
+        progress: Progress,
+        encode: Encode,
+        spent: float = 0.0,
+    ) -> None:
+        around = Surroundings(
+            config.resources.judge, config.deadlines, run_dir, log_dir, config.model.path, config.run.seed, spent,
+            partial(_privately, progress, run_dir),
+        )  # fmt: skip
+        self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
+        self._budget = config.batching.micro_batch_tokens
+        self._encode, self._progress = encode, progress
+        self._rater: Rater | None = None
+        self._people: HumanPool | None = None
+        self._labels = isinstance(judge, HumanJudge) and judge.mode == "labels"
+        self._arbiter: Arbiter | None = None
+        if is_pointwise(judge) and not isinstance(judge, HumanJudge):
+            self._rater = start_alone(judge, around, name)  # type: ignore[assignment]
+        else:
+            self._arbiter = start_arbiter(judge, around, name)
+            self._people = _people(self._arbiter)
+        pool = self._rater or self._arbiter
+        assert pool is not None
+        self._pool, self.name = pool, pool.name
+        self._open: dict[str, _Open] = {}  # by the id of every candidate
+        self._taken: dict[int, list[str]] = {}  # answers of people that a step has used
 
     async def ready(self) -> None:
-        await self._judge.ready()
-
-    async def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
-        return list(await asyncio.gather(*(self._judge_one(g) for g in groups)))
-
-    async def _judge_one(self, group: CandidateGroup) -> JudgedGroup:
-        return JudgedGroup(group, tuple(await self._judge.rate([group])))
+        await self._pool.ready()
 
     def close(self) -> None:
-        self._judge.close()
+        self._pool.close()
+
+    async def judge(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
+        """The judged group, or None where people have been asked and ``settle`` will tell."""
+        if self._rater is not None:
+            return JudgedGroup(group, tuple(await self._rater.rate([group])))
+        entry = self._enter(step, JudgedGroup(group, ()))
+        if self._labels:
+            assert self._people is not None
+            await self._people.submit_responses(step, [group])
+            return None
+        return await self._advance(entry)
+
+    async def _advance(self, entry: _Open) -> JudgedGroup | None:
+        """Ask round after round until the pair is decided, or people have to be waited for."""
+        assert self._arbiter is not None
+        while matches := next_matches(entry.judged, self._rules):
+            rulings = await self._arbiter.rule(entry.step, matches)
+            stands = tuple(r.stands for r in rulings if r.stands is not None)
+            overruled = tuple(o for r in rulings for o in r.overruled)
+            known = entry.judged  # read anew: people may have answered meanwhile
+            entry.judged = replace(
+                known, judgements=(*known.judgements, *stands), overruled=(*known.overruled, *overruled)
+            )
+            if len(stands) < len(matches):
+                return None
+        self._forget(entry.judged)
+        return entry.judged
+
+    # -- people ----------------------------------------------------------------------------------------------------
+
+    def restore(self, waiting: Iterable[tuple[int, JudgedGroup]]) -> None:
+        """Take up what an earlier attempt had asked people about, with the step that asked."""
+        for step, judged in waiting:
+            self._enter(step, judged)
+
+    async def settle(self, step: int) -> list[JudgedGroup]:
+        """Wait for people as the configuration says; what they have decided, in the order in which it was asked."""
+        if self._people is None:
+            return []
+        settled: list[JudgedGroup] = []
+        used: set[str] = set()
+        while True:
+            answers = [a for a in await self._people.collect(step) if a.id not in used]
+            used |= {a.id for a in answers}
+            touched: dict[str, _Open] = {}
+            for answer in answers:
+                if (found := self._apply(answer)) is not None:
+                    self._taken.setdefault(step, []).append(answer.id)
+                    touched[found.judged.group.candidates[0].id] = found
+            asked_more = False
+            for entry in touched.values():
+                done = await self._finish(entry)
+                asked_more |= done is None and not self._labels
+                settled += [done] if done is not None else []
+            if not asked_more:
+                return settled
+
+    async def consumed(self, step: int) -> None:
+        """The ledger has what ``settle(step)`` returned."""
+        if self._people is not None:
+            await self._people.consumed(step, self._taken.pop(step, []))
+
+    def waiting(self, step: int) -> list[JudgedGroup]:
+        """Groups of ``step`` that people have not decided yet, with what is known of them."""
+        found = {id(e): e.judged for e in self._open.values() if e.step == step}
+        return list(found.values())
+
+    def _enter(self, step: int, judged: JudgedGroup) -> _Open:
+        entry = _Open(step, judged)
+        for candidate in judged.group.candidates:
+            self._open[candidate.id] = entry
+        return entry
+
+    def _forget(self, judged: JudgedGroup) -> None:
+        for candidate in judged.group.candidates:
+            self._open.pop(candidate.id, None)
+
+    def _apply(self, answer: HumanAnswer) -> _Open | None:
+        """Put an answer to its group; None where the group is no longer open or has the answer already."""
+        judgement = answer.judgement
+        entry = self._open.get(_ids(judgement)[0])
+        if entry is None or judgement in entry.judged.judgements:
+            return None
+        entry.judged = replace(entry.judged, judgements=(*entry.judged.judgements, judgement))
+        for text in answer.written:
+            self._add_written(entry, text, judgement)
+        return entry
+
+    def _add_written(self, entry: _Open, text: str, judgement: Judgement) -> None:
+        """A better response that somebody wrote beats every candidate of the prompt."""
+        group = entry.judged.group
+        try:
+            ids = self._encode(group.prompt, text)
+            total = len(group.prompt.token_ids) + len(ids) + max(len(c.token_ids) for c in group.candidates)
+            if total > self._budget:
+                raise ValueError(f"with prompt and rejected response it has {total} tokens, more than {self._budget}")
+        except ValueError as error:
+            self._progress.message(f"a written answer to prompt {group.prompt.id} cannot be trained on: {error}")
+            return
+        name = content_id("written", group.prompt.id, ids)
+        if any(c.id == name for c in group.candidates):
+            return
+        written = Written(name, group.prompt.id, ids, text, "human")
+        wins = tuple(Verdict(name, c.id, Outcome.FIRST, 1.0, judgement.judge) for c in group.candidates)
+        entry.judged = replace(
+            entry.judged,
+            group=replace(group, candidates=(*group.candidates, written)),
+            judgements=(*entry.judged.judgements, *wins),
+        )
+        self._open[name] = entry
+
+    async def _finish(self, entry: _Open) -> JudgedGroup | None:
+        """The group if nothing is open any more; else what is still to be asked has been."""
+        if not self._labels:
+            return await self._advance(entry)
+        judged = entry.judged
+        known = {i for j in judged.judgements for i in _ids(j)}
+        if any(c.id not in known for c in judged.group.sampled):
+            return None
+        self._forget(judged)
+        return judged
+
+    # -- held-out answers ------------------------------------------------------------------------------------------
+
+    async def score(
+        self, groups: Sequence[CandidateGroup], against: Sequence[CandidateGroup] | None = None
+    ) -> list[float]:
+        """A score of the one answer in each group; nan where the judge failed.
+
+        A judge that rates gives its ratings. One that compares gives P(the answer is better than that ``against`` it),
+        a tie being 1/2, and 1/2 where there is nothing to compare with.
+        """
+        if self._rater is not None:
+            found = await asyncio.gather(*(self._rater.rate([g]) for g in groups))
+            scores = [ratings(JudgedGroup(g, tuple(r))) for g, r in zip(groups, found, strict=True)]
+            return [s.get(g.candidates[0].id, float("nan")) for g, s in zip(groups, scores, strict=True)]
+        if against is None:
+            return [0.5] * len(groups)
+        assert self._arbiter is not None
+        matches = [Match(g.prompt, g.candidates[0], a.candidates[0]) for g, a in zip(groups, against, strict=True)]
+        rulings = await self._arbiter.rule(0, matches)
+        return [_won(r.stands) for r in rulings]
+
+
+def _won(opinion: Verdict | JudgeFailure | None) -> float:
+    if not isinstance(opinion, Verdict):
+        return float("nan")
+    return 0.5 if opinion.outcome is Outcome.TIE else opinion.probability
+
+
+def _ids(judgement: Judgement) -> tuple[str, ...]:
+    match judgement:
+        case Rating():
+            return (judgement.candidate_id,)
+        case Verdict():
+            return judgement.first_id, judgement.second_id
+    return judgement.candidate_ids
+
+
+def _people(arbiter: Arbiter) -> HumanPool | None:
+    if isinstance(arbiter, Escalation):
+        return _people(arbiter.then)
+    return arbiter.pool if isinstance(arbiter, People) else None
+
+
+def _privately(progress: Progress, run_dir: Path, links: str) -> None:
+    """Links open the page to whoever has them: they go to the terminal, or to a file that only its owner can read."""
+    if sys.stdout.isatty():
+        progress.message(links)
+        return
+    file = run_dir / "links.txt"
+    file.touch(mode=0o600)
+    file.write_text(links + "\n")
+    progress.message(
+        f"people judge in this run: their links are in {file} (`rondo annotate --link NAME` makes new ones)"
+    )
+
+
+def start_judges(
+    config: RunConfig, run_dir: Path, log_dir: Path, progress: Progress, spent: float = 0.0
+) -> list[JudgeStage]:
+    """The judge that pairs come from and, where there is one, the independent judge of held-out answers."""
+
+    def encode(prompt: Prompt, text: str) -> tuple[int, ...]:
+        try:
+            return model_encoder(config.model.path, DataRules()).response_ids(prompt, text)
+        except Unfit as error:
+            raise ValueError(str(error)) from None
+
+    judges = [JudgeStage(config.judge, config, run_dir, log_dir, "judge", progress, encode, spent)]
+    if config.evaluation.judge is not None:
+        second = config.evaluation.judge
+        judges.append(JudgeStage(second, config, run_dir, log_dir, "second-judge", progress, encode))
+    return judges

@@ -18,20 +18,19 @@ import os
 import shutil
 import socket
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from preference.types import CandidateGroup, JudgedGroup, Judgement, Prompt, Response
+from pipelines.judged import Recorded, candidate_records, judgement_record, read_groups, response_type, undecided
+from preference.types import CandidateGroup, JudgedGroup, Prompt, Response
 
 SCHEMA = 1
 Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]  # one array a response
-_response: TypeAdapter[Response] = TypeAdapter(Response)
-_judgement: TypeAdapter[Judgement] = TypeAdapter(Judgement)
 
 
 class LedgerError(RuntimeError):
@@ -121,6 +120,7 @@ class Ledger:
             name: Journal(run_dir / "ledger" / f"{name}.jsonl")
             for name in ("candidates", "judgements", "scores", "steps", "evals")
         }
+        self._waited = Counter(g.step for g in self._groups() if g.waiting)
         self._scores: dict[tuple[str, str], Scores] = {
             (r["reference"], r["item"]): tuple(np.array(a, np.float32) for a in r["scores"])
             for r in self._journals["scores"]
@@ -130,16 +130,18 @@ class Ledger:
 
     def judged(self, step: int, groups: Sequence[JudgedGroup]) -> None:
         """Journal candidates and judgements of ``step`` as they arrive."""
+        self._write_groups(step, groups, "decided")
+
+    def waiting(self, step: int, groups: Sequence[JudgedGroup]) -> None:
+        """Journal what people have been asked about in ``step`` and have not decided: a later step will."""
+        self._write_groups(step, groups, "waiting")
+        self._waited[step] += len(groups)
+
+    def _write_groups(self, step: int, groups: Sequence[JudgedGroup], state: Literal["decided", "waiting"]) -> None:
         for g in groups:
-            for c in g.group.candidates:
-                self._journals["candidates"].append({"step": step, **_response.dump_python(c, mode="json")})
-            self._journals["judgements"].append(
-                {
-                    "step": step,
-                    "prompt_id": g.group.prompt.id,
-                    "judgements": [_judgement.dump_python(j, mode="json") for j in g.judgements],
-                }
-            )
+            for record in candidate_records(step, g):
+                self._journals["candidates"].append(record)
+            self._journals["judgements"].append(judgement_record(step, g, state))
 
     def scored(self, reference: str, key: str, scores: Scores) -> None:
         """Journal an item's log-probs by the ``reference`` of that version as soon as they are there."""
@@ -161,28 +163,30 @@ class Ledger:
     def evaluated(self, step: int, groups: Sequence[CandidateGroup]) -> None:
         for g in groups:
             for c in g.candidates:
-                self._journals["evals"].append({"step": step, **_response.dump_python(c, mode="json")})
+                self._journals["evals"].append({"step": step, **response_type.dump_python(c, mode="json")})
         self._journals["evals"].commit()
 
     # -- what a later attempt finds ------------------------------------------------------------------------------
 
     def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, tuple[JudgedGroup, ...]]:
         """The judged candidates of the steps whose data is complete, by step number."""
-        complete = self.prepared_steps()
-        candidates: dict[tuple[int, str], dict[str, Response]] = {}
-        for r in self._journals["candidates"]:
-            step = r.pop("step")
-            if step in complete:
-                c = _response.validate_python(r, strict=False)
-                candidates.setdefault((step, c.prompt_id), {})[c.id] = c
-        groups: dict[int, dict[str, JudgedGroup]] = {}
-        for r in self._journals["judgements"]:
-            key = (r["step"], r["prompt_id"])
-            if key in candidates and r["prompt_id"] in prompts:
-                judgements = tuple(_judgement.validate_python(j) for j in r["judgements"])
-                group = CandidateGroup(prompts[r["prompt_id"]], tuple(candidates[key].values()))
-                groups.setdefault(r["step"], {})[r["prompt_id"]] = JudgedGroup(group, judgements)
-        return {s: tuple(groups.get(s, {}).values()) for s in sorted(complete)}
+        found: dict[int, list[JudgedGroup]] = {step: [] for step in sorted(self.prepared_steps())}
+        for g in self._groups():
+            if g.step in found and not g.waiting and g.prompt_id in prompts:
+                found[g.step].append(g.judged(prompts[g.prompt_id]))
+        return {step: tuple(groups) for step, groups in found.items()}
+
+    def undecided(self, prompts: Mapping[str, Prompt]) -> list[tuple[int, JudgedGroup]]:
+        """What people were asked about in a complete step and no complete step has decided since."""
+        still = undecided(self._groups(), self.prepared_steps(), prompts)
+        return [(g.step, g.judged(prompts[g.prompt_id])) for g in still]
+
+    def waited(self, step: int) -> int:
+        """How many groups of ``step`` went on waiting for people when the step went on."""
+        return self._waited[step]
+
+    def _groups(self) -> list[Recorded]:
+        return read_groups(self._journals["candidates"], self._journals["judgements"])
 
     def prepared_steps(self) -> set[int]:
         """The steps whose data is complete."""
@@ -197,7 +201,7 @@ class Ledger:
         found: dict[str, Response] = {}
         for r in self._journals["evals"]:
             if r.pop("step") == step:
-                c = _response.validate_python(r)
+                c = response_type.validate_python(r)
                 found[c.prompt_id] = c
         return [CandidateGroup(prompts[i], (c,)) for i, c in found.items() if i in prompts]
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from typing import TypeGuard
 
+from actors.judges.start import people_of
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
 from configs.loading import ConfigError
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
 from pipelines.heldout import HeldOut
-from pipelines.judging import JudgeStage
+from pipelines.judging import start_judges
 from pipelines.ledger import Ledger
 from pipelines.offline import after_sft
 from pipelines.pairing import pairing_rules
@@ -31,7 +33,7 @@ from pipelines.timing import Stopwatch
 from preference.pairing import make_items
 from preference.reports import EvalReport
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import JudgedGroup, JudgeFailure, Prompt, content_id
+from preference.types import Fate, JudgedGroup, JudgeFailure, Judgement, Outcome, Prompt, content_id
 
 
 class JudgeUnreliable(RuntimeError):
@@ -57,6 +59,7 @@ class OnlineSource:
         self._ledger, self._observer = ledger, observer
         self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
         self._journaled = ledger.replayable(prompts.prompts)
+        judge.restore(ledger.undecided(prompts.prompts))
 
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         journaled = self._journaled.pop(step, None)
@@ -67,6 +70,8 @@ class OnlineSource:
             judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
         made = [make_items(group, self._rules) for group in judged]
         fates = Counter(m.fate for m in made)
+        if waited := self._ledger.waited(step):
+            fates[Fate.WAITING] += waited
         items = [item for m in made for item in m.items]
         scored, mismatched = await self._scorer.score(step, items, watch)
         if journaled is None:
@@ -82,29 +87,42 @@ class OnlineSource:
             step, "train", sampling.candidates, sampling.max_tokens, sampling.temperature, sampling.top_p,
             self._config.run.seed,
         )  # fmt: skip
-        judging: list[asyncio.Task[list[JudgedGroup]]] = []
+        judging: list[asyncio.Task[JudgedGroup | None]] = []
         tokens = 0
         with watch.stage("sample") as sample:
             async for group in self._sampler.sample(prompts, plan):
                 tokens += sum(len(c.token_ids) for c in group.candidates)
                 sample.tokens = tokens
-                judging.append(asyncio.create_task(watch.timed("judge", self._judge.judge([group]))))
+                judging.append(asyncio.create_task(watch.timed("judge", self._judge.judge(step, group))))
                 self._observer.stage(step, "sample", len(judging), len(prompts), tokens)
-        judged = [j for batch in await asyncio.gather(*judging) for j in batch]
+        judged = [j for j in await asyncio.gather(*judging) if j is not None]
+        judged += await watch.timed("judge", self._judge.settle(step))
         order = {p.id: i for i, p in enumerate(prompts)}
-        judged.sort(key=lambda j: order[j.group.prompt.id])  # completion order must not leak into the batch
+        # Completion order must not leak into the batch; what comes late from earlier steps comes last.
+        judged.sort(key=lambda j: (order.get(j.group.prompt.id, len(order)), j.group.candidates[0].id))
         self._ledger.judged(step, judged)
+        self._ledger.waiting(step, self._judge.waiting(step))
+        await self._judge.consumed(step)
         self._refuse_unreliable_judge(judged)
         return judged
 
     def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:
-        failures = [j for g in judged for j in g.judgements if isinstance(j, JudgeFailure)]
+        if not judged:
+            return  # all of them wait for people
+        failures = [list(filter(_failed, g.judgements)) for g in judged]
+        rate = sum(len(f) / max(len(g.judgements), 1) for f, g in zip(failures, judged, strict=True)) / len(judged)
         limit = self._config.judge.max_failure_rate
-        if failures and len(failures) / len(judged) > limit:
+        if rate > limit:
+            first = next(j for f in failures for j in f)
             raise JudgeUnreliable(
-                f"judge {self._judge.name} failed on {len(failures)} of {len(judged)} prompts "
-                f"(judge.max_failure_rate = {limit}); first error: {failures[0].error}"
+                f"judge {self._judge.name} failed on {sum(map(bool, failures))} of {len(judged)} prompts, at "
+                f"{rate:.0%} of its judgements (judge.max_failure_rate = {limit}); first error: {first.error}"
             )
+
+
+def _failed(judgement: Judgement) -> TypeGuard[JudgeFailure]:
+    """Abstaining is an answer, failing is not."""
+    return isinstance(judgement, JudgeFailure) and judgement.outcome is Outcome.FAILED
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -139,9 +157,9 @@ async def _online(config: RunConfig, session: Session) -> None:
     log_dir = session.log_dir
     trainer = session.trainer(config, config.run.steps)
     sampler = SamplerPool(config, log_dir)
-    judges = [JudgeStage(config.judge, config, log_dir, "judge")]
-    if config.evaluation.judge is not None:
-        judges.append(JudgeStage(config.evaluation.judge, config, log_dir, "second-judge"))
+    judges = start_judges(config, session.run_dir, log_dir, session.progress)
+    # People are not asked about held-out answers.
+    heldout_judges = judges[1:] if people_of(config.judge) else judges
     reference = session.reference(config)
     try:
         session.progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
@@ -157,7 +175,7 @@ async def _online(config: RunConfig, session: Session) -> None:
 
         async def build() -> tuple[Source, Evaluator]:
             ledger, watchers = session.ledger, session.watchers
-            heldout = HeldOut(config, heldout_prompts, sampler, judges, reference, ledger, watchers)
+            heldout = HeldOut(config, heldout_prompts, sampler, heldout_judges, reference, ledger, watchers)
             await heldout.baseline()
             scorer = Scorer(config, reference, trainer.ranks, ledger, watchers)
             return OnlineSource(config, prompts, heldout, sampler, judges[0], scorer, ledger, watchers), heldout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +34,30 @@ class Sampler(Protocol):
 class Judge(Protocol):
     name: str
 
-    async def judge(self, groups: Sequence[CandidateGroup]) -> list[JudgedGroup]:
-        """Judge every group; failures are judgements too, nothing is invented."""
+    async def judge(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
+        """Judge a group; failures are judgements too, nothing is invented. None: people have been asked."""
+        ...
+
+    def restore(self, waiting: Iterable[tuple[int, JudgedGroup]]) -> None:
+        """Take up what an earlier attempt had asked people about, with the step that asked."""
+        ...
+
+    async def settle(self, step: int) -> list[JudgedGroup]:
+        """What people have decided after ``step`` waited for them, of this step and of earlier ones."""
+        ...
+
+    def waiting(self, step: int) -> list[JudgedGroup]:
+        """Groups of ``step`` that people have not decided, with what is known of them."""
+        ...
+
+    async def consumed(self, step: int) -> None:
+        """The ledger has what ``settle(step)`` returned."""
+        ...
+
+    async def score(
+        self, groups: Sequence[CandidateGroup], against: Sequence[CandidateGroup] | None = None
+    ) -> list[float]:
+        """A score of the one answer in each group; nan where the judge failed."""
         ...
 
 

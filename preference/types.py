@@ -207,6 +207,8 @@ Judgement = Rating | Verdict | JudgeFailure
 class JudgedGroup:
     group: CandidateGroup
     judgements: tuple[Judgement, ...]
+    overruled: tuple[Judgement, ...] = ()
+    """What a judge said whose word did not stand: it was escalated or audited. For agreement, never for pairs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from preference.panel import Opinion
 from preference.types import CandidateGroup, JudgeFailure, Match, Rating, Verdict
 
 
@@ -35,4 +37,21 @@ class Comparer(JudgePool, Protocol):
         A judge that has an order of presentation asks in both and averages P(first is better) before it decides.
         Calls may overlap.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What came of asking about a match."""
+
+    stands: Opinion | None
+    """None: people have been asked, and the answer comes when it comes."""
+    overruled: tuple[Opinion, ...] = ()
+
+
+class Arbiter(JudgePool, Protocol):
+    """A judge, or several together, asked about the matches of a step."""
+
+    async def rule(self, step: int, matches: Sequence[Match]) -> list[Ruling]:
+        """One ruling a match, in order; calls may overlap."""
         ...

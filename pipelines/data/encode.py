@@ -118,6 +118,15 @@ class Encoder:
             changes.add(Change.DOUBLE_EOS)
         return ids[: first + 1]
 
+    def response_ids(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Ids of a response that follow the prompt's own; raises Unfit where the template does not join them."""
+        changes: set[Change] = set()
+        rendered, (ids,) = self._through_template(Context("", prompt.messages), prompt.messages, [text], changes)
+        if tuple(rendered) != prompt.token_ids:
+            raise Unfit(Reason.TEMPLATE_MISMATCH)
+        self._check_vocabulary(ids)
+        return tuple(ids)
+
     def closed(self, response: Sequence[int]) -> tuple[int, ...]:
         """A response's ids up to where the template ends a whole conversation: the end of the turn and what follows."""
         body = response[:-1] if response[-1] in self._ends else response

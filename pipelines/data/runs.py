@@ -21,11 +21,12 @@ from pipelines.data.encode import check_budget, check_limits, model_encoder
 from pipelines.data.gather import Items, finish
 from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
+from pipelines.judged import read_groups
 from pipelines.ledger import LedgerError, RunRecord, decode_line, read_record
 from pipelines.pairing import pairing_rules
 from pipelines.prompts import PromptError, load_prompts, load_tokenizer
 from preference.pairing import PairingRules, make_items
-from preference.types import CandidateGroup, Fate, Item, JudgedGroup, Judgement, Prompt, Response
+from preference.types import Fate, Item, JudgedGroup, Judgement, Prompt, Response
 
 _response: TypeAdapter[Response] = TypeAdapter(Response)
 S = TypeVar("S", bound=Section)
@@ -165,26 +166,20 @@ class JudgedPrompt:
 
 def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[JudgedPrompt]:
     """Judged prompts in journal order. A step that was sampled again after a crash counts as it was last."""
-    candidates: dict[tuple[int, str], dict[str, Response]] = {}
-    judgements: dict[tuple[int, str], list[Any]] = {}
+    ledger = run_dir / "ledger"
     try:
-        for r in journal(run_dir / "ledger" / "candidates.jsonl"):
-            step = int(r.pop("step"))
-            c = _response.validate_python(r, strict=False)
-            candidates.setdefault((step, c.prompt_id), {})[c.id] = c
-        for r in journal(run_dir / "ledger" / "judgements.jsonl"):
-            judgements[int(r["step"]), r["prompt_id"]] = [_judgement.validate_python(j) for j in r["judgements"]]
+        groups = read_groups(journal(ledger / "candidates.jsonl"), journal(ledger / "judgements.jsonl"))
     except (ValidationError, KeyError) as error:
         raise DataError(f"{run_dir}: the ledger is of another version of Rondo: {error}") from None
-    unknown = sorted({prompt for _, prompt in judgements if prompt not in prompts})
+    unknown = sorted({g.prompt_id for g in groups if g.prompt_id not in prompts})
     if unknown:
         raise DataError(
             f"{run_dir}: {len(unknown)} of its prompts are not among the prompts given: {', '.join(unknown[:5])}; "
             f"give the run's own prompt file"
         )
-    for (step, prompt_id), given in judgements.items():
-        group = CandidateGroup(prompts[prompt_id], tuple(candidates.get((step, prompt_id), {}).values()))
-        yield JudgedPrompt(step, JudgedGroup(group, tuple(given)))
+    for group in groups:
+        if not group.waiting:
+            yield JudgedPrompt(group.step, group.judged(prompts[group.prompt_id]))
 
 
 def journal(path: Path) -> Iterator[dict[str, Any]]:

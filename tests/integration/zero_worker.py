@@ -19,6 +19,7 @@ from deepspeed.utils import safe_get_full_grad
 from transformers import AutoModelForCausalLM
 
 from actors.commands import Checkpoint, Evaluate, Publish, Train
+from actors.imports import operators_of_this_environment
 from actors.trainer import ZeroTrainer
 from actors.weights import WeightFiles
 from actors.zero import TrainerSetup
@@ -181,6 +182,7 @@ def with_statistics(directory: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
+    operators_of_this_environment()
     deepspeed.init_distributed("gloo")
     torch.set_num_threads(1)
     shared = Path(sys.argv[1])

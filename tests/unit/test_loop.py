@@ -62,18 +62,29 @@ class FakeJudge:
     name = "fake"
 
     def __init__(self, score=lambda c: float(c.index), fails=0):
-        self.score, self.fails = score, fails
+        self.score_one, self.fails = score, fails
 
-    async def judge(self, groups):
-        out = []
-        for g in groups:
-            if self.fails and len(g.candidates) > 1:  # a training group, not a probe
-                self.fails -= 1
-                failure = JudgeFailure(tuple(c.id for c in g.candidates), Outcome.FAILED, "boom", JUDGE)
-                out.append(JudgedGroup(g, (failure,)))
-            else:
-                out.append(JudgedGroup(g, tuple(Rating(c.id, self.score(c), JUDGE) for c in g.candidates)))
-        return out
+    async def judge(self, step, group):
+        if self.fails:
+            self.fails -= 1
+            failure = JudgeFailure(tuple(c.id for c in group.candidates), Outcome.FAILED, "boom", JUDGE)
+            return JudgedGroup(group, (failure,))
+        return JudgedGroup(group, tuple(Rating(c.id, self.score_one(c), JUDGE) for c in group.candidates))
+
+    async def score(self, groups, against=None):
+        return [self.score_one(g.candidates[0]) for g in groups]
+
+    def restore(self, waiting):
+        assert not list(waiting)
+
+    async def settle(self, step):
+        return []
+
+    def waiting(self, step):
+        return []
+
+    async def consumed(self, step):
+        pass
 
 
 class FakeReference:
@@ -202,7 +213,7 @@ def test_a_failing_judge_is_counted_and_past_the_limit_stops_the_run(tmp_path):
     w.heldout.baseline = then_fail
     w.run()
     assert w.notes.reports[0].fates == Counter({Fate.TRAINED: 3, Fate.JUDGE_FAILED: 2})
-    with pytest.raises(JudgeUnreliable, match=r"5 of 5 prompts .*boom"):
+    with pytest.raises(JudgeUnreliable, match=r"5 of 5 prompts, .*boom"):
         World(tmp_path / "b", config(steps=1, judge=rules), FakeJudge(fails=99)).run()
 
 

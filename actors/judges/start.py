@@ -1,0 +1,104 @@
+"""The judge that a configuration names: its pools begin to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.judges.combined import Comparing, Escalation, Panel, People, Rated
+from actors.judges.http import HttpJudgePool
+from actors.judges.human import HumanPool
+from actors.judges.implicit import ImplicitPool
+from actors.judges.llm import LlmJudgePool
+from actors.judges.protocol import Arbiter, Comparer, Rater
+from actors.judges.reward_model import RewardModelPool
+from actors.judges.rule import RuleJudgePool
+from configs.judges import (
+    EscalationJudge,
+    HttpJudge,
+    HumanJudge,
+    ImplicitJudge,
+    Judge,
+    LlmJudge,
+    PanelJudge,
+    RewardModelJudge,
+    RuleJudge,
+)
+from configs.schema import Deadlines, Group
+from preference.panel import EscalationRules, PanelRules
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What judges need of their run."""
+
+    group: Group
+    deadlines: Deadlines
+    run_dir: Path
+    log_dir: Path
+    initial_model: str
+    """Directory of the model that training began with."""
+    seed: int
+    spent: float
+    """What judges that are paid for have cost in earlier attempts."""
+    announce: Callable[[str], None]
+    """Tells a person something that must not end up in a log."""
+
+
+def start_alone(judge: Judge, s: Surroundings, name: str) -> Rater | Comparer | HumanPool | Arbiter:
+    """A judge by itself, as it is; several together are an ``Arbiter``."""
+    match judge:
+        case RuleJudge():
+            return RuleJudgePool(judge, s.group, s.deadlines, s.log_dir, name)
+        case LlmJudge():
+            return LlmJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.initial_model)
+        case HttpJudge():
+            return HttpJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.spent)
+        case RewardModelJudge():
+            return RewardModelPool(judge, s.group, s.deadlines, s.log_dir, name)
+        case ImplicitJudge():
+            return ImplicitPool(judge, s.group, s.deadlines, s.log_dir, name)
+        case HumanJudge():
+            return HumanPool(judge, s.run_dir, s.deadlines, s.log_dir, name, s.announce)
+        case PanelJudge() | EscalationJudge():
+            return start_arbiter(judge, s, name)
+
+
+def start_arbiter(judge: Judge, s: Surroundings, name: str, scale: float = 1.0) -> Arbiter:
+    """Any judge, asked to compare; ``scale`` turns differences of ratings into probabilities."""
+    match judge:
+        case PanelJudge():
+            members = [start_arbiter(m.judge, s, f"{name}-{i}", m.scale) for i, m in enumerate(judge.members)]
+            weights = tuple(m.weight for m in judge.members)
+            return Panel(members, PanelRules(weights, judge.tie_band, judge.min_votes))
+        case EscalationJudge():
+            first = start_arbiter(judge.first, s, f"{name}-first", judge.scale)
+            then = start_arbiter(judge.then, s, f"{name}-then", judge.scale)
+            rules = EscalationRules(judge.below, judge.on_flip, judge.on_failure, judge.audit, s.seed)
+            return Escalation(first, then, rules)
+    alone = start_alone(judge, s, name)
+    if isinstance(alone, HumanPool):
+        return People(alone)
+    if is_pointwise(judge):
+        return Rated(alone, scale)  # type: ignore[arg-type]
+    return Comparing(alone)  # type: ignore[arg-type]
+
+
+def is_pointwise(judge: Judge) -> bool:
+    """Whether the judge, alone, rates responses one by one."""
+    match judge:
+        case LlmJudge() | HttpJudge():
+            return judge.mode == "pointwise"
+        case HumanJudge():
+            return judge.mode == "labels"
+        case RuleJudge() | RewardModelJudge() | ImplicitJudge():
+            return True
+    return False
+
+
+def people_of(judge: Judge) -> HumanJudge | None:
+    """The people that the judge is or hands on to."""
+    if isinstance(judge, EscalationJudge):
+        return people_of(judge.then)
+    return judge if isinstance(judge, HumanJudge) else None
