@@ -34,16 +34,16 @@ class Scorer:
         if self._reference is None or not items:
             return tuple(Scored(item, _unknown(item)) for item in items), ()
         examples = {item.id: example(item) for item in items}
-        others: dict[str, Example] = {}
+        others: list[tuple[str, Example]] = []  # two items may have the same one
         if any(term.objective.mismatched for term in self._config.terms):
-            others = {content_id(MISMATCHED, e.prompt, e.responses): e for e in mismatched_examples(items)}
+            others = [(content_id(MISMATCHED, e.prompt, e.responses), e) for e in mismatched_examples(items)]
         async with self._turn:  # two steps under way at once may hold the same item, in two epochs
             with watch.stage("reference") as span:
                 known, span.tokens = await self._known(examples, self._reference)
-                more, tokens = await self._known(others, self._reference)
+                more, tokens = await self._known(dict(others), self._reference)
                 span.tokens += tokens
         self._observer.stage(step, "reference", len(items), len(items), span.tokens)
-        return tuple(Scored(item, known[item.id]) for item in items), tuple(more[key] for key in others)
+        return tuple(Scored(item, known[item.id]) for item in items), tuple(more[key] for key, _ in others)
 
     async def _known(
         self, examples: dict[str, Example], reference: Reference

@@ -11,6 +11,7 @@ train, so shapes, kernels and rounding agree and policy == reference gives a DPO
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -234,13 +235,15 @@ def example(item: Item) -> Example:
 
 
 def mismatched_examples(items: Sequence[Item]) -> list[Example]:
-    """Each item's prompt with the responses to the next item that has another prompt; empty if there is but one.
+    """Each item's prompt with the responses to a later item that has another prompt; empty if there is but one.
 
-    Never a prompt's own response: that would pull the estimate of KL towards the learned preferences.
+    Never a prompt's own response: that would pull the estimate of KL towards the learned preferences. Several
+    items of a prompt get different others: each the one that is as many items on as prompts have at most.
     """
     found = []
+    most = max(Counter(item.prompt.token_ids for item in items).values(), default=1)
     for i, item in enumerate(items):
-        others = (items[(i + k) % len(items)] for k in range(1, len(items)))
+        others = (items[(i + most + k) % len(items)] for k in range(len(items)))
         other = next((o for o in others if o.prompt.token_ids != item.prompt.token_ids), None)
         if other is not None:
             found.append(Example(item.prompt.token_ids, example(other).responses))
