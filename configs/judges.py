@@ -249,6 +249,13 @@ class EscalationJudge(_Judge):
 Judge = Annotated[Single | PanelJudge | EscalationJudge, Field(discriminator="kind")]
 
 
+def people_of(judge: Judge) -> HumanJudge | None:
+    """The people that the judge is, or hands on to."""
+    if isinstance(judge, EscalationJudge):
+        return people_of(judge.then)
+    return judge if isinstance(judge, HumanJudge) else None
+
+
 def singles(section: str, judge: Judge) -> Iterator[tuple[str, Single]]:
     """Every judge that works alone inside ``judge``, with the section that configures it."""
     if isinstance(judge, PanelJudge):

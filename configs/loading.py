@@ -141,6 +141,21 @@ INPUT_FILES = ("prompts.train", "prompts.heldout", "data.train", "data.heldout",
 _INPUT_PATHS = ("model.path", *INPUT_FILES, "sft.data.train", "sft.data.heldout")
 
 
+_LOCAL = ("llm", "reward_model", "implicit")  # judges whose model is a directory
+
+
+def _judges(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in ``node`` that configures a judge."""
+    if isinstance(node, dict):
+        if "kind" in node:
+            yield node
+        for value in node.values():
+            yield from _judges(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _judges(value)
+
+
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     def expand(text: str) -> str:
         return os.path.expandvars(os.path.expanduser(text))
@@ -152,6 +167,13 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
             node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), str) and node[key]:
             node[key] = str((base / expand(node[key])).resolve())
+    evaluation = raw.get("evaluation")
+    for judge in (raw.get("judge"), evaluation.get("judge") if isinstance(evaluation, dict) else None):
+        for node in _judges(judge):
+            keys = ("template", "guidelines", "gold", "reference", *(["model"] if node.get("kind") in _LOCAL else []))
+            for key in keys:
+                if isinstance(node.get(key), str) and node[key] not in ("", "initial", "policy"):
+                    node[key] = str((base / expand(node[key])).resolve())
     run = raw.get("run")
     if isinstance(run, dict):
         root = run.get("root", "~/.rondo/runs")

@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from configs.judges import Judge
+from configs.judges import HttpJudge, HumanJudge, Judge, LlmJudge, people_of, singles
 from configs.objectives import SECTIONS, BradleyTerry, Objective
 from configs.objectives import default as default_objective
 from configs.schema import (
@@ -129,12 +129,49 @@ class RunConfig(TrainingConfig):
 
     @property
     def groups(self) -> dict[str, tuple[Group, ...]]:
-        judges = 1 if self.evaluation.judge is None else 2
+        asked = list(singles("judge", self.judge))
+        if self.evaluation.judge is not None:
+            asked += singles("evaluation.judge", self.evaluation.judge)
+        own = self.resources.judge
+        one = own.model_copy(update={"actors": 1})  # an endpoint is asked by one actor; people take none
+        judges = (one if isinstance(j, HttpJudge) else own for _, j in asked if not isinstance(j, HumanJudge))
         return {
             "sampler": (self.resources.sampler,),
-            "judge": (self.resources.judge,) * judges,
+            "judge": tuple(judges),
             **super().groups,
         }
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        people = people_of(self.judge)
+        named = [*singles("judge", self.judge)]
+        if self.evaluation.judge is not None:
+            named += singles("evaluation.judge", self.evaluation.judge)
+        for section, judge in named:
+            if isinstance(judge, HumanJudge) and judge is not people:
+                raise ValueError(
+                    f"{section}.kind = human: people judge alone or as the last of an escalation (judge.then), since "
+                    f"others would have to wait for them; move them there"
+                )
+            if isinstance(judge, LlmJudge) and judge.model == "policy":
+                raise ValueError(
+                    f"{section}.model = policy: judging with the samplers' present weights is not possible yet; "
+                    f"{section}.model=initial judges with the model that training began with"
+                )
+        if people is not None and self.evaluation.judge is None:
+            raise ValueError(
+                "judge.kind = human (or an escalation to people) without evaluation.judge: people are not asked about "
+                "held-out answers, so name a judge that is, e.g. a rule or a reward model"
+            )
+        if people is not None and people.mode == "labels":
+            if not isinstance(self.judge, HumanJudge):
+                raise ValueError("judge.then.mode = labels: an escalated match is a pair; set judge.then.mode=pairs")
+            if self.pairing.strategy != "labels":
+                raise ValueError(
+                    f"judge.mode = labels, but pairing.strategy = {self.pairing.strategy} makes pairs: set "
+                    f"pairing.strategy=labels and pairing.threshold=0.5, or judge.mode=pairs"
+                )
+        return self
 
     @model_validator(mode="after")
     def _paired(self) -> Self:

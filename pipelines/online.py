@@ -13,9 +13,9 @@ import random
 from collections import Counter
 from typing import TypeGuard
 
-from actors.judges.start import people_of
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
+from configs.judges import people_of
 from configs.loading import ConfigError
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit

@@ -95,10 +95,3 @@ def is_pointwise(judge: Judge) -> bool:
         case RuleJudge() | RewardModelJudge() | ImplicitJudge():
             return True
     return False
-
-
-def people_of(judge: Judge) -> HumanJudge | None:
-    """The people that the judge is or hands on to."""
-    if isinstance(judge, EscalationJudge):
-        return people_of(judge.then)
-    return judge if isinstance(judge, HumanJudge) else None
