@@ -94,14 +94,26 @@ _ATTEMPT_FIELDS = (
     "weights.",
 )
 
+# The same of judges: who asks or answers, where, and how patiently.
+_JUDGING_GOES_ON = (
+    ".host", ".port", ".public_url", ".serve", ".store", ".annotators", ".reviewers", ".lease_s", ".quorum",
+    ".deadline_s", ".warning", ".url", ".api_key_env", ".api_key_file", ".concurrency", ".requests_per_minute",
+    ".timeout_s", ".retries", ".budget", ".kv_cache_gb", ".gpu_memory_utilization", ".batch_tokens",
+)  # fmt: skip
+_JUDGES_FILES = ("judge.template", "judge.guidelines", "judge.gold")
+
 
 def scientific(config: TrainingConfig) -> dict[str, str]:
     """The flattened fields that define the experiment: all but placement, tracking, deadlines and length.
 
     Input files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
     """
-    fields = {k: v for k, v in flatten(config).items() if not k.startswith(_ATTEMPT_FIELDS)}
-    for key in [k for k in fields if k.endswith(INPUT_FILES) and fields[k]]:
+    fields = {
+        k: v
+        for k, v in flatten(config).items()
+        if not k.startswith(_ATTEMPT_FIELDS) and not ("judge." in k and k.endswith(_JUDGING_GOES_ON))
+    }
+    for key in [k for k in fields if k.endswith((*INPUT_FILES, *_JUDGES_FILES)) and fields[k]]:
         path = Path(fields[key])
         content_file = path / "run.json" if path.is_dir() else path  # a run's directory may be data, too
         content = hashlib.sha256(content_file.read_bytes()).hexdigest()[:12] if content_file.is_file() else "absent"
@@ -170,7 +182,7 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     evaluation = raw.get("evaluation")
     for judge in (raw.get("judge"), evaluation.get("judge") if isinstance(evaluation, dict) else None):
         for node in _judges(judge):
-            keys = ("template", "guidelines", "gold", "reference", *(["model"] if node.get("kind") in _LOCAL else []))
+            keys = ("template", "guidelines", "gold", "reference", "api_key_file", *(["model"] if node.get("kind") in _LOCAL else []))
             for key in keys:
                 if isinstance(node.get(key), str) and node[key] not in ("", "initial", "policy"):
                     node[key] = str((base / expand(node[key])).resolve())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from typing import TypeGuard
 
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
@@ -30,10 +29,11 @@ from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Judge, Observer, Prepared, Sampler, Source
 from pipelines.timing import Stopwatch
+from preference.judge_metrics import Trust, failures
 from preference.pairing import make_items
 from preference.reports import EvalReport
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import Fate, JudgedGroup, JudgeFailure, Judgement, Outcome, Prompt, content_id
+from preference.types import Fate, JudgedGroup, Prompt, content_id
 
 
 class JudgeUnreliable(RuntimeError):
@@ -59,6 +59,7 @@ class OnlineSource:
         self._ledger, self._observer = ledger, observer
         self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
         self._journaled = ledger.replayable(prompts.prompts)
+        self._trust = Trust()
         judge.restore(ledger.undecided(prompts.prompts))
 
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
@@ -104,25 +105,22 @@ class OnlineSource:
         self._ledger.waiting(step, self._judge.waiting(step))
         await self._judge.consumed(step)
         self._refuse_unreliable_judge(judged)
+        if warning := self._trust.update(step, judged):
+            self._observer.message(warning)
         return judged
 
     def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:
         if not judged:
             return  # all of them wait for people
-        failures = [list(filter(_failed, g.judgements)) for g in judged]
-        rate = sum(len(f) / max(len(g.judgements), 1) for f, g in zip(failures, judged, strict=True)) / len(judged)
+        failed = [failures(g.judgements) for g in judged]
+        rate = sum(len(f) / max(len(g.judgements), 1) for f, g in zip(failed, judged, strict=True)) / len(judged)
         limit = self._config.judge.max_failure_rate
         if rate > limit:
-            first = next(j for f in failures for j in f)
+            first = next(j for f in failed for j in f)
             raise JudgeUnreliable(
-                f"judge {self._judge.name} failed on {sum(map(bool, failures))} of {len(judged)} prompts, at "
+                f"judge {self._judge.name} failed on {sum(map(bool, failed))} of {len(judged)} prompts, at "
                 f"{rate:.0%} of its judgements (judge.max_failure_rate = {limit}); first error: {first.error}"
             )
-
-
-def _failed(judgement: Judgement) -> TypeGuard[JudgeFailure]:
-    """Abstaining is an answer, failing is not."""
-    return isinstance(judgement, JudgeFailure) and judgement.outcome is Outcome.FAILED
 
 
 def check_inputs(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from preference.reports import EvalReport, SampleRow, StepReport, TrainMetrics
@@ -57,7 +58,17 @@ METRICS: dict[str, str] = {
     "pairs/trained": "Pairs trained on in the step",
     "pairs/tied": "Prompts that made no pair because of a tie",
     **{f"prompts/{fate}": f"Prompts {meaning}" for fate, meaning in _FATES.items()},
-    "judge/failures": "Judgements that failed in the iteration",
+    "judge/judgements": "Ratings, verdicts and failures of the iteration",
+    "judge/ties": "Share of the verdicts that are ties",
+    "judge/flips": "Share of the verdicts whose two orders contradict each other",
+    "judge/abstained": "Judgements that the judge abstained from",
+    "judge/failed": "Judgements that failed in the iteration",
+    "judge/cost": "What the iteration's judgements cost",
+    "judge/seconds": "Mean time of a judgement, s",
+    "judge/overruled": "Verdicts that another judge's replaced: escalated or audited",
+    "judge/agreement": "Of these, how often both judges name the same side, ties left out",
+    "judge/kappa": "Of these, Cohen's kappa",
+    "judge/longest": "How often the longer of two responses won",
     **{f"time/{stage}": f"Wall time of stage {stage}, overlap with others included, s" for stage in _STAGES},
     **{f"tokens_per_s/{stage}": f"Tokens per second of stage {stage}" for stage in _STAGES},
     "time/iteration": "Wall time of the iteration, s",
@@ -97,7 +108,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
             "objective/scores_std": sample.score_std,
             "response/length": sample.length,
             "response/missing_eos": sample.missing_eos,
-            "judge/failures": sample.judge_failures,
+            **{f"judge/{name}": value for name, value in asdict(sample.judge).items()},
         }
     values |= {f"time/{stage.name}": stage.seconds for stage in report.stages}
     values |= {f"tokens_per_s/{stage.name}": stage.tokens_per_s for stage in report.stages if stage.tokens}

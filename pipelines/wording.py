@@ -19,7 +19,7 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
     parts.append((0, _counted(train) if train else "skipped, no pair to train on"))
     parts.append((3 if train else 0, f"({', '.join(unused)})" if unused else ""))
     if sample:
-        parts.append((0, f"{sample.judge_failures} judge failures" if sample.judge_failures else ""))
+        parts.append((0, f"{sample.judge.failed} judge failures" if sample.judge.failed else ""))
         parts.append((0, f"reward {sample.score:+.2f}"))
     if probe:
         parts += [(1, f"held-out {probe.score:+.2f}"), (1, "" if math.isnan(probe.kl) else f"KL {probe.kl:.1f}")]

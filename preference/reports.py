@@ -60,6 +60,23 @@ class TrainMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeMetrics:
+    """Over the judgements of one iteration; nan where there is nothing to take a rate of."""
+
+    judgements: int  # ratings, verdicts and failures that stand
+    ties: float  # share of the verdicts
+    flips: float  # share of the verdicts whose two orders contradict each other
+    abstained: int
+    failed: int
+    cost: float  # in the currency of the judge's prices
+    seconds: float  # mean time of a judgement
+    overruled: int  # verdicts that another judge's replaced: escalated or audited
+    agreement: float  # of these: how often both name the same side, ties left out
+    kappa: float  # of these: Cohen's kappa
+    longest: float  # how often the longer of two responses won
+
+
+@dataclass(frozen=True, slots=True)
 class SampleMetrics:
     """Over every candidate sampled in the iteration, trained on or not."""
 
@@ -68,7 +85,7 @@ class SampleMetrics:
     length: float  # mean response tokens
     missing_eos: float  # share of responses cut off
     entropy: float  # mean over responses of -sum log pi, nats (Monte Carlo)
-    judge_failures: int
+    judge: JudgeMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from preference.judge_metrics import judge_metrics
 from preference.pairing import ratings, scores
 from preference.reports import SampleMetrics, SampleRow
 from preference.types import (
     Candidate,
     JudgedGroup,
-    JudgeFailure,
     Labelled,
     Pair,
     Response,
@@ -31,7 +31,7 @@ def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
         length=_mean(len(c.token_ids) for c in candidates),
         missing_eos=_mean(not c.finished for c in candidates),
         entropy=_mean(-sum(c.logprobs) for c in candidates),
-        judge_failures=sum(isinstance(x, JudgeFailure) for j in judged for x in j.judgements),
+        judge=judge_metrics(judged),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preference.reports import TrainMetrics
+from preference.reports import JudgeMetrics, TrainMetrics
 from preference.types import (
     Candidate,
     CandidateGroup,
@@ -27,6 +27,11 @@ TRAINED = TrainMetrics(
     loss=0.61, grad_norm=3.0, lr=5e-5, rewards_chosen=0.3, rewards_rejected=0.1, rewards_margins=0.2,
     rewards_accuracies=0.71, logps_chosen=-80.0, logps_rejected=-90.0, log_ratio_chosen=3.0, log_ratio_rejected=1.0,
     kl=2.0, length_ratio=1.1, mismatch=0.031, items=14, tokens=2318, waiting=0.04, scalars={},
+)  # fmt: skip
+
+JUDGING = JudgeMetrics(
+    judgements=14, ties=0.1, flips=0.2, abstained=0, failed=0, cost=0.0, seconds=0.1, overruled=0,
+    agreement=0.8, kappa=0.6, longest=0.6,
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from preference.reports import (
 )
 from preference.types import Fate, Version
 from preference.winrate import WinRate
-from tests.factories import TRAINED
+from tests.factories import JUDGING, TRAINED
 
 
 def step(number: int) -> StepReport:
@@ -35,7 +35,7 @@ def step(number: int) -> StepReport:
         fates={Fate.TRAINED: 14, Fate.TIED: 2},
         stages=(StageTime("sample", 5.0, 500), StageTime("train", 4.0, 100)),
         seconds=9.0,
-        sample=SampleMetrics(0.5 + number / 10, 0.3, 47.0, 0.8, 90.0, 0),
+        sample=SampleMetrics(0.5 + number / 10, 0.3, 47.0, 0.8, 90.0, JUDGING),
         probe=ProbeMetrics(0.4, 1.5 * number, 8),
         train=replace(TRAINED, loss=0.6, scalars={"bonus": 7.0}),
         ages=(0,) * 14,

@@ -18,7 +18,7 @@ from preference.reports import (
 )
 from preference.types import Fate, Version
 from preference.winrate import WinRate
-from tests.factories import TRAINED
+from tests.factories import JUDGING, TRAINED
 
 STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "refresh", "checkpoint")
 FULL = StepReport(
@@ -27,7 +27,7 @@ FULL = StepReport(
     fates=dict.fromkeys(Fate, 2),
     stages=tuple(StageTime(name, 2.0, 100) for name in STAGES),
     seconds=18.0,
-    sample=SampleMetrics(0.5, 0.3, 47.0, 0.8, 90.0, 1),
+    sample=SampleMetrics(0.5, 0.3, 47.0, 0.8, 90.0, JUDGING),
     probe=ProbeMetrics(0.4, 1.5, 8),
     train=replace(TRAINED, scalars={"bonus": 7.0, "kl": 9.0}),
     ages=(0, 1, 2),

@@ -24,7 +24,7 @@ from preference.reports import (
 )
 from preference.types import Fate, Version
 from preference.winrate import WinRate, wilson
-from tests.factories import TRAINED
+from tests.factories import JUDGING, TRAINED
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "[/nope] [bold]x \x1b[2J\x1b]0;title\x07 \ud800 \u202egnp\u2066 😀\r\n\x00"
@@ -44,7 +44,7 @@ def step(number: int = 3, trained: bool = True) -> StepReport:
             StageTime("publish", 0.9, 0),
         ),
         seconds=14.8,
-        sample=SampleMetrics(0.52, 0.3, 47.2, 0.8, 90.0, 0),
+        sample=SampleMetrics(0.52, 0.3, 47.2, 0.8, 90.0, JUDGING),
         probe=ProbeMetrics(0.49, 1.8, 8),
         train=train if trained else None,
         ages=(0,) * 14 if trained else (),
