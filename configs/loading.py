@@ -182,8 +182,8 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     evaluation = raw.get("evaluation")
     for judge in (raw.get("judge"), evaluation.get("judge") if isinstance(evaluation, dict) else None):
         for node in _judges(judge):
-            keys = ("template", "guidelines", "gold", "reference", "api_key_file", *(["model"] if node.get("kind") in _LOCAL else []))
-            for key in keys:
+            local = ("model",) if node.get("kind") in _LOCAL else ()
+            for key in ("template", "guidelines", "gold", "reference", "api_key_file", *local):
                 if isinstance(node.get(key), str) and node[key] not in ("", "initial", "policy"):
                     node[key] = str((base / expand(node[key])).resolve())
     run = raw.get("run")
