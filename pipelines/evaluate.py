@@ -43,7 +43,7 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
     from actors.reference import ReferencePool
     from actors.sampler import SamplerPool
     from pipelines.doctor import refuse_unfit
-    from pipelines.judging import start_judges
+    from pipelines.judges import start_judges
     from pipelines.ledger import Ledger
     from pipelines.online import load_all_prompts
     from pipelines.session import join_cluster

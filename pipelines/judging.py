@@ -9,24 +9,12 @@ What people have not answered yet stays open across steps and attempts (``restor
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-from actors.judges.combined import Escalation, People
 from actors.judges.human import HumanAnswer, HumanPool
 from actors.judges.protocol import Arbiter, Rater
-from actors.judges.start import Surroundings, is_pointwise, start_alone, start_arbiter
-from configs.judges import HumanJudge, Judge
-from configs.runs import RunConfig
-from pipelines.data.encode import model_encoder
-from pipelines.data.report import Unfit
-from pipelines.data.rules import DataRules
-from pipelines.pairing import pairing_rules
-from pipelines.progress import Progress
-from preference.pairing import next_matches, ratings
+from preference.pairing import PairingRules, next_matches, ratings
 from preference.types import (
     CandidateGroup,
     JudgedGroup,
@@ -51,6 +39,8 @@ class _Open:
 
     step: int
     judged: JudgedGroup
+    asked: set[tuple[str, str]] = field(default_factory=set)
+    """Matches that have been put to the judge: its first opinion of them is not bought again."""
 
 
 class JudgeStage:
@@ -58,47 +48,34 @@ class JudgeStage:
 
     def __init__(
         self,
-        judge: Judge,
-        config: RunConfig,
-        run_dir: Path,
-        log_dir: Path,
-        name: str,
-        progress: Progress,
+        judge: Rater | Arbiter,
+        people: HumanPool | None,
+        rules: PairingRules,
         encode: Encode,
-        spent: float = 0.0,
+        budget: int,
+        say: Callable[[str], None],
+        *,
+        labels: bool = False,
     ) -> None:
-        around = Surroundings(
-            config.resources.judge, config.deadlines, run_dir, log_dir, config.model.path, config.run.seed, spent,
-            partial(_privately, progress, run_dir),
-        )  # fmt: skip
-        self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
-        self._budget = config.batching.micro_batch_tokens
-        self._encode, self._progress = encode, progress
-        self._rater: Rater | None = None
-        self._people: HumanPool | None = None
-        self._labels = isinstance(judge, HumanJudge) and judge.mode == "labels"
-        self._arbiter: Arbiter | None = None
-        if is_pointwise(judge) and not isinstance(judge, HumanJudge):
-            self._rater = start_alone(judge, around, name)  # type: ignore[assignment]
-        else:
-            self._arbiter = start_arbiter(judge, around, name)
-            self._people = _people(self._arbiter)
-        pool = self._rater or self._arbiter
-        assert pool is not None
-        self._pool, self.name = pool, pool.name
+        """``people`` are those that ``judge`` hands matches to, if it does; with ``labels`` they are asked about single
+        responses instead. ``budget``: most tokens of a prompt and its two responses. ``say`` tells what went wrong.
+        """
+        self.name = judge.name
+        self._judge, self._people, self._rules = judge, people, rules
+        self._encode, self._budget, self._say, self._labels = encode, budget, say, labels
         self._open: dict[str, _Open] = {}  # by the id of every candidate
         self._taken: dict[int, list[str]] = {}  # answers of people that a step has used
 
     async def ready(self) -> None:
-        await self._pool.ready()
+        await self._judge.ready()
 
     def close(self) -> None:
-        self._pool.close()
+        self._judge.close()
 
     async def judge(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
         """The judged group, or None where people have been asked and ``settle`` will tell."""
-        if self._rater is not None:
-            return JudgedGroup(group, tuple(await self._rater.rate([group])))
+        if not isinstance(self._judge, Arbiter):
+            return JudgedGroup(group, tuple(await self._judge.rate([group])))
         entry = self._enter(step, JudgedGroup(group, ()))
         if self._labels:
             assert self._people is not None
@@ -108,16 +85,20 @@ class JudgeStage:
 
     async def _advance(self, entry: _Open) -> JudgedGroup | None:
         """Ask round after round until the pair is decided, or people have to be waited for."""
-        assert self._arbiter is not None
-        while matches := next_matches(entry.judged, self._rules):
-            rulings = await self._arbiter.rule(entry.step, matches)
+        assert isinstance(self._judge, Arbiter)
+        while wanted := next_matches(entry.judged, self._rules):
+            matches = [m for m in wanted if m.ids not in entry.asked]  # the others are with people already
+            if not matches:
+                return None
+            entry.asked |= {m.ids for m in matches}
+            rulings = await self._judge.rule(entry.step, matches)
             stands = tuple(r.stands for r in rulings if r.stands is not None)
             overruled = tuple(o for r in rulings for o in r.overruled)
             known = entry.judged  # read anew: people may have answered meanwhile
             entry.judged = replace(
                 known, judgements=(*known.judgements, *stands), overruled=(*known.overruled, *overruled)
             )
-            if len(stands) < len(matches):
+            if len(stands) < len(wanted):
                 return None
         self._forget(entry.judged)
         return entry.judged
@@ -127,7 +108,8 @@ class JudgeStage:
     def restore(self, waiting: Iterable[tuple[int, JudgedGroup]]) -> None:
         """Take up what an earlier attempt had asked people about, with the step that asked."""
         for step, judged in waiting:
-            self._enter(step, judged)
+            entry = self._enter(step, judged)
+            entry.asked |= {(j.first_id, j.second_id) for j in judged.overruled if isinstance(j, Verdict)}
 
     async def settle(self, step: int) -> list[JudgedGroup]:
         """Wait for people as the configuration says; what they have decided, in the order in which it was asked."""
@@ -191,7 +173,7 @@ class JudgeStage:
             if total > self._budget:
                 raise ValueError(f"with prompt and rejected response it has {total} tokens, more than {self._budget}")
         except ValueError as error:
-            self._progress.message(f"a written answer to prompt {group.prompt.id} cannot be trained on: {error}")
+            self._say(f"a written answer to prompt {group.prompt.id} cannot be trained on: {error}")
             return
         name = content_id("written", group.prompt.id, ids)
         if any(c.id == name for c in group.candidates):
@@ -226,15 +208,14 @@ class JudgeStage:
         A judge that rates gives its ratings. One that compares gives P(the answer is better than that ``against`` it),
         a tie being 1/2, and 1/2 where there is nothing to compare with.
         """
-        if self._rater is not None:
-            found = await asyncio.gather(*(self._rater.rate([g]) for g in groups))
+        if not isinstance(self._judge, Arbiter):
+            found = await asyncio.gather(*(self._judge.rate([g]) for g in groups))
             scores = [ratings(JudgedGroup(g, tuple(r))) for g, r in zip(groups, found, strict=True)]
             return [s.get(g.candidates[0].id, float("nan")) for g, s in zip(groups, scores, strict=True)]
         if against is None:
             return [0.5] * len(groups)
-        assert self._arbiter is not None
         matches = [Match(g.prompt, g.candidates[0], a.candidates[0]) for g, a in zip(groups, against, strict=True)]
-        rulings = await self._arbiter.rule(0, matches)
+        rulings = await self._judge.rule(0, matches)
         return [_won(r.stands) for r in rulings]
 
 
@@ -251,40 +232,3 @@ def _ids(judgement: Judgement) -> tuple[str, ...]:
         case Verdict():
             return judgement.first_id, judgement.second_id
     return judgement.candidate_ids
-
-
-def _people(arbiter: Arbiter) -> HumanPool | None:
-    if isinstance(arbiter, Escalation):
-        return _people(arbiter.then)
-    return arbiter.pool if isinstance(arbiter, People) else None
-
-
-def _privately(progress: Progress, run_dir: Path, links: str) -> None:
-    """Links open the page to whoever has them: they go to the terminal, or to a file that only its owner can read."""
-    if sys.stdout.isatty():
-        progress.message(links)
-        return
-    file = run_dir / "links.txt"
-    file.touch(mode=0o600)
-    file.write_text(links + "\n")
-    progress.message(
-        f"people judge in this run: their links are in {file} (`rondo annotate --link NAME` makes new ones)"
-    )
-
-
-def start_judges(
-    config: RunConfig, run_dir: Path, log_dir: Path, progress: Progress, spent: float = 0.0
-) -> list[JudgeStage]:
-    """The judge that pairs come from and, where there is one, the independent judge of held-out answers."""
-
-    def encode(prompt: Prompt, text: str) -> tuple[int, ...]:
-        try:
-            return model_encoder(config.model.path, DataRules()).response_ids(prompt, text)
-        except Unfit as error:
-            raise ValueError(str(error)) from None
-
-    judges = [JudgeStage(config.judge, config, run_dir, log_dir, "judge", progress, encode, spent)]
-    if config.evaluation.judge is not None:
-        second = config.evaluation.judge
-        judges.append(JudgeStage(second, config, run_dir, log_dir, "second-judge", progress, encode))
-    return judges

@@ -19,7 +19,7 @@ from configs.loading import ConfigError
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
 from pipelines.heldout import HeldOut
-from pipelines.judging import start_judges
+from pipelines.judges import start_judges
 from pipelines.ledger import Ledger
 from pipelines.offline import after_sft
 from pipelines.pairing import pairing_rules

@@ -6,26 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.judges.human import HumanPool
-from actors.judges.protocol import Arbiter, Comparer, JudgePool, Rater, Ruling
+from actors.judges.protocol import Arbiter, Comparer, Rater, Ruling
 from preference.panel import EscalationRules, Opinion, PanelRules, audited, by_ratings, escalates, panel
 from preference.types import CandidateGroup, JudgeFailure, JudgeInfo, Match, Rating, Response, content_id
 
 
-class _Together:
-    """What a judge made of others has of them."""
-
-    def __init__(self, name: str, *pools: JudgePool) -> None:
-        self.name, self._pools = name, pools
-
-    async def ready(self) -> None:
-        await asyncio.gather(*(pool.ready() for pool in self._pools))
-
-    def close(self) -> None:
-        for pool in self._pools:
-            pool.close()
-
-
-class Comparing(_Together):
+class Comparing(Arbiter):
     """A pairwise judge by itself."""
 
     def __init__(self, judge: Comparer) -> None:
@@ -36,7 +22,7 @@ class Comparing(_Together):
         return [Ruling(opinion) for opinion in await self._judge.compare(matches)]
 
 
-class Rated(_Together):
+class Rated(Arbiter):
     """A pointwise judge asked to compare: every response is rated once, whatever number of matches it plays."""
 
     def __init__(self, judge: Rater, scale: float) -> None:
@@ -67,7 +53,7 @@ class Rated(_Together):
 _REMEMBERED = 4096  # ratings; a prompt's matches follow one another closely
 
 
-class People(_Together):
+class People(Arbiter):
     """People by themselves: every match goes to them."""
 
     def __init__(self, pool: HumanPool) -> None:
@@ -80,7 +66,7 @@ class People(_Together):
         return [Ruling(None)] * len(matches)
 
 
-class Panel(_Together):
+class Panel(Arbiter):
     def __init__(self, members: Sequence[Arbiter], rules: PanelRules) -> None:
         super().__init__(" + ".join(m.name for m in members), *members)
         self._members, self._rules = tuple(members), rules
@@ -96,7 +82,7 @@ class Panel(_Together):
         return panel(match, opinions, rules, JudgeInfo(self.name, definition))
 
 
-class Escalation(_Together):
+class Escalation(Arbiter):
     def __init__(self, first: Arbiter, then: Arbiter, rules: EscalationRules) -> None:
         super().__init__(f"{first.name}, then {then.name}", first, then)
         self._first, self.then, self._rules = first, then, rules

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,9 +51,19 @@ class Ruling:
     overruled: tuple[Opinion, ...] = ()
 
 
-class Arbiter(JudgePool, Protocol):
+class Arbiter(ABC):
     """A judge, or several together, asked about the matches of a step."""
 
+    def __init__(self, name: str, *pools: JudgePool) -> None:
+        self.name, self._pools = name, pools
+
+    async def ready(self) -> None:
+        await asyncio.gather(*(pool.ready() for pool in self._pools))
+
+    def close(self) -> None:
+        for pool in self._pools:
+            pool.close()
+
+    @abstractmethod
     async def rule(self, step: int, matches: Sequence[Match]) -> list[Ruling]:
         """One ruling a match, in order; calls may overlap."""
-        ...

@@ -11,7 +11,7 @@ from actors.judges.http import HttpJudgePool
 from actors.judges.human import HumanPool
 from actors.judges.implicit import ImplicitPool
 from actors.judges.llm import LlmJudgePool
-from actors.judges.protocol import Arbiter, Comparer, Rater
+from actors.judges.protocol import Arbiter, Rater
 from actors.judges.reward_model import RewardModelPool
 from actors.judges.rule import RuleJudgePool
 from configs.judges import (
@@ -46,23 +46,24 @@ class Surroundings:
     """Tells a person something that must not end up in a log."""
 
 
-def start_alone(judge: Judge, s: Surroundings, name: str) -> Rater | Comparer | HumanPool | Arbiter:
-    """A judge by itself, as it is; several together are an ``Arbiter``."""
+def start_rater(judge: Judge, s: Surroundings, name: str) -> Rater:
+    """A judge that ``is_pointwise``, by itself."""
     match judge:
         case RuleJudge():
             return RuleJudgePool(judge, s.group, s.deadlines, s.log_dir, name)
-        case LlmJudge():
-            return LlmJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.initial_model)
-        case HttpJudge():
-            return HttpJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.spent)
         case RewardModelJudge():
             return RewardModelPool(judge, s.group, s.deadlines, s.log_dir, name)
         case ImplicitJudge():
             return ImplicitPool(judge, s.group, s.deadlines, s.log_dir, name)
-        case HumanJudge():
-            return HumanPool(judge, s.run_dir, s.deadlines, s.log_dir, name, s.announce)
-        case PanelJudge() | EscalationJudge():
-            return start_arbiter(judge, s, name)
+        case LlmJudge() | HttpJudge():
+            return _start_prompted(judge, s, name)
+    raise ValueError(f"judge.kind = {judge.kind} does not rate single responses")
+
+
+def _start_prompted(judge: LlmJudge | HttpJudge, s: Surroundings, name: str) -> LlmJudgePool | HttpJudgePool:
+    if isinstance(judge, LlmJudge):
+        return LlmJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.initial_model)
+    return HttpJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.spent)
 
 
 def start_arbiter(judge: Judge, s: Surroundings, name: str, scale: float = 1.0) -> Arbiter:
@@ -77,12 +78,11 @@ def start_arbiter(judge: Judge, s: Surroundings, name: str, scale: float = 1.0) 
             then = start_arbiter(judge.then, s, f"{name}-then", judge.scale)
             rules = EscalationRules(judge.below, judge.on_flip, judge.on_failure, judge.audit, s.seed)
             return Escalation(first, then, rules)
-    alone = start_alone(judge, s, name)
-    if isinstance(alone, HumanPool):
-        return People(alone)
-    if is_pointwise(judge):
-        return Rated(alone, scale)  # type: ignore[arg-type]
-    return Comparing(alone)  # type: ignore[arg-type]
+        case HumanJudge():
+            return People(HumanPool(judge, s.run_dir, s.deadlines, s.log_dir, name, s.announce))
+        case LlmJudge() | HttpJudge() if judge.mode == "pairwise":
+            return Comparing(_start_prompted(judge, s, name))
+    return Rated(start_rater(judge, s, name), scale)
 
 
 def is_pointwise(judge: Judge) -> bool:
