@@ -147,6 +147,10 @@ def main() -> None:
             "trl_seconds": spread(seconds(theirs)),
             "trl_pure_bf16_seconds": spread(tried["bfloat16 1"]["seconds"][WARM:]),
             "trl_batch_size": batch,
+            "trl_tried": {
+                name: {"seconds": median(x["seconds"][WARM:]), "peak_mb": round(x["peak_mb"])}
+                for name, x in tried.items()
+            },
             "rondo_tokens_per_s": round(tokens / median(seconds(ours)), 1),
             "trl_tokens_per_s": round(tokens / median(seconds(theirs)), 1),
             "speedup": round(median(seconds(theirs)) / median(seconds(ours)), 2),

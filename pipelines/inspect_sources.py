@@ -14,8 +14,8 @@ from pipelines.data.load import parse
 from pipelines.data.records import Context, Parsed, Preference, detect, filled
 from pipelines.data.report import Unfit
 from pipelines.data.rules import DataError, DataRules, Format
-from pipelines.data.runs import journal, judged_prompts, prompt_file, recorded_rules
-from pipelines.ledger import LedgerError, RunRecord, read_record
+from pipelines.data.runs import journal, judged_prompts, prompt_file, record_of, recorded_rules
+from pipelines.ledger import RunRecord
 from pipelines.prompts import PromptError, check_file
 from preference.diagnostics import Answer, Corpus, Graded, Preferred
 from preference.pairing import Made, PairingRules, make_items, scores
@@ -32,12 +32,7 @@ def read_corpus(path: Path, rules: DataRules | None = None) -> Corpus:
 
 def read_run(run_dir: Path) -> Corpus:
     """Everything that was judged in complete steps, with the items that the run's own rules make of it."""
-    try:
-        record = read_record(run_dir)
-    except LedgerError as error:
-        raise DataError(str(error)) from None
-    if record is None:
-        raise DataError(f"{run_dir} is not a run: it has no run.json")
+    record = record_of(run_dir)
     if "pairing.strategy" not in record.fields:
         source = record.fields.get("data.train", "its data")
         raise DataError(f"{run_dir} was trained from files, not from judged samples: inspect {source} instead")

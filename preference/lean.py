@@ -97,13 +97,18 @@ def slim(model: nn.Module) -> dict[str, int]:
     for module in model.modules():
         kind = type(module)
         if kind not in found:
-            candidates = (_llama_norm, _gemma_norm, _gated_mlp)
+            candidates = (_llama_norm, _gemma_norm, _gated_mlp) if _is_small(module) else ()
             found[kind] = next((c for c in candidates if _computes(module, c)), None)
         forward = found[kind]
         if forward is not None:
             module.forward = MethodType(forward, module)
             replaced[kind.__name__] = replaced.get(kind.__name__, 0) + 1
     return replaced
+
+
+def _is_small(module: nn.Module) -> bool:
+    """Whether a stand-in of ``module`` shares no parameter with it: its children are linear layers or have none."""
+    return all(isinstance(c, nn.Linear) or not any(True for _ in c.parameters()) for c in module.children())
 
 
 _WIDTH = 16  # of the small layers that functions are compared on
@@ -124,9 +129,10 @@ def _computes(module: nn.Module, candidate: Callable[[Any, Tensor], Tensor]) -> 
             for forward in (type(module).forward, candidate):
                 given = x.to(dtype).requires_grad_()
                 stand_in.to(dtype)
-                out = forward(stand_in, given)
                 inputs = (given, *stand_in.parameters())
-                results.append((out, *torch.autograd.grad((out * (0.3 + x.to(dtype))).sum(), inputs)))
+                with torch.enable_grad():  # whatever the caller is about
+                    out = forward(stand_in, given)
+                    results.append((out, *torch.autograd.grad((out * (0.3 + x.to(dtype))).sum(), inputs)))
             if any(not _close(a, b, tolerance) for a, b in zip(*results, strict=True)):
                 return False
     except Exception:  # another kind of layer may do anything with such a stand-in

@@ -161,7 +161,23 @@ class LogProbHead(nn.Module):
         )
 
 
-class LogProbModel(nn.Module):
+class PackedModel(nn.Module):
+    """A model whose trunk reads packed rows; what it says of them is its head's."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        lm.set_attn_implementation(register())
+        slim(lm)
+        self.lm = lm
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """Hidden states [T, H] of a row's positions."""
+        out = self.lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+
+class LogProbModel(PackedModel):
     """A causal LM that answers with the log-probs of a packed row's response tokens.
 
     ``forward(...)`` -> ([N] fp32 log-probs in the order of ``Packed.target``, [N] log sum_v p(v)^2 or [0]). Takes plain
@@ -169,22 +185,17 @@ class LogProbModel(nn.Module):
     """
 
     def __init__(self, causal_lm: Any, chunk: int = 256, collision: bool = False) -> None:
-        super().__init__()
-        causal_lm.set_attn_implementation(register())
-        slim(causal_lm)
+        super().__init__(causal_lm)
         config = causal_lm.config
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1)
         softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         causal_lm.lm_head = LogProbHead(causal_lm.get_output_embeddings(), chunk, scale, softcap, collision)
-        self.lm = causal_lm
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, source: Tensor, target: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        hidden = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout
-        ).last_hidden_state
-        logps: tuple[Tensor, Tensor] = self.lm.lm_head(hidden[0, source], target)
+        hidden = self.hidden(input_ids, position_ids, layout)
+        logps: tuple[Tensor, Tensor] = self.lm.lm_head(hidden[source], target)
         return logps
 
     @property

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preference.attention import Layout, register
+from preference.attention import Layout
+from preference.logprobs import PackedModel
 from preference.objectives.base import Figures, Objective, PairLogps
 
 
@@ -55,7 +56,7 @@ class ScoreHead(nn.Module):
         return F.linear(hidden.to(wide), self.weight.to(wide), bias).squeeze(-1)
 
 
-class RewardModel(nn.Module):
+class RewardModel(PackedModel):
     """A Hugging Face sequence classifier with one output that answers with the scores of a packed row's responses.
 
     Called like ``LogProbModel``, with responses made by ``readable``: ``forward(...)`` -> (values [N], a response's
@@ -63,20 +64,16 @@ class RewardModel(nn.Module):
     """
 
     def __init__(self, classifier: Any) -> None:
-        super().__init__()
-        classifier.set_attn_implementation(register())
+        super().__init__(classifier)
         classifier.score = ScoreHead(classifier.score)
-        self.lm = classifier
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, source: Tensor, target: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        hidden = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout
-        ).last_hidden_state
+        hidden = self.hidden(input_ids, position_ids, layout)
         lengths = torch.tensor([fed + 1 for responses in layout.responses for fed in responses], device=source.device)
         ends = lengths.cumsum(0) - 1
-        scores: Tensor = self.lm.score(hidden[0, source[ends]])
+        scores: Tensor = self.lm.score(hidden[source[ends]])
         return scores.new_zeros(len(source)).index_copy(0, ends, scores), scores.new_empty(0)
 
 

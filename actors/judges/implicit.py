@@ -18,8 +18,8 @@ import torch
 
 from actors.imports import lean_imports
 from actors.judges.errors import JudgeError
+from actors.judges.identity import model_identity
 from actors.judges.rating import RatingActor, RatingPool, Value
-from actors.judges.verdict_engine import model_identity
 from actors.zero import check_architecture
 from configs.judges import ImplicitJudge
 from configs.schema import Deadlines, Group, Model

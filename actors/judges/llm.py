@@ -6,28 +6,26 @@ compare() ──questions of both orders──> waiting ──as many as wait─
 
 from __future__ import annotations
 
-import asyncio
-import math
 import os
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
+from actors.judges.identity import Started, common_identity, model_identity
 from actors.judges.prompted import PromptedPool
 from actors.judges.questions import Question
 from actors.judges.replies import Reply
-from actors.judges.verdict_engine import Asks, Started, VerdictEngine, model_identity
-from actors.pool import actor_options, remote_call
+from actors.judges.verdict_engine import Asks, VerdictEngine
+from actors.pool import actor_options
 from actors.quiet import redirect_output
 from configs.judges import LlmJudge
 from configs.schema import Deadlines, Group
 from preference.types import JudgeInfo
 
-_BATCH = 64  # items of one call to an engine: enough to fill it, few enough for its deadline
 _RESTARTS = 3
 
 
@@ -45,8 +43,10 @@ class LlmJudgeActor:
     def started(self) -> Started:
         return self._started
 
-    def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        return self._engine.ask(questions)
+    def ask(self, asked: Sequence[Sequence[Question]]) -> list[list[Reply]]:
+        """Replies to the questions of each match or response, all of them in one batch."""
+        replies = iter(self._engine.ask([q for questions in asked for q in questions]))
+        return [[next(replies) for _ in questions] for questions in asked]
 
 
 class LlmJudgePool(PromptedPool):
@@ -72,66 +72,23 @@ class LlmJudgePool(PromptedPool):
         ]
         self._model, self._deadlines = model, deadlines
         self._judge_info = JudgeInfo(self.name, "")
-        self._waiting: deque[tuple[Sequence[Question], asyncio.Future[list[Reply]]]] = deque()
-        self._idle = list(range(group.actors))
-        self._running: set[asyncio.Task[None]] = set()
+        # Neighbours go to an engine together: they share prefixes.
+        self._batched: Batched[Sequence[Question], list[Reply]] = Batched(
+            f"judge {self.name}", self._actors, lambda actor, asked: actor.ask.remote(asked), deadlines.call_s
+        )
 
     async def ready(self) -> None:
         """Wait for every engine. Raises JudgeError where the model cannot be a judge or differs between nodes."""
-        identities = set()
-        for i, actor in enumerate(self._actors):
-            who = f"judge {self.name} actor {i} (starting)"
-            started: Started = await remote_call(actor.started.remote(), who=who, seconds=self._deadlines.start_s)
-            if started.refusal:
-                raise JudgeError(started.refusal)
-            identities.add(started.identity)
-        if len(identities) > 1:
-            raise JudgeError(f"judge.model {self._model} is not the same model on every node: copy it anew to all")
-        self._judge_info = JudgeInfo(self.name, self._questions.definition(*identities))
+        identity = await common_identity(self.name, self._model, self._actors, self._deadlines.start_s)
+        self._judge_info = JudgeInfo(self.name, self._questions.definition(identity))
 
     def _info(self, *, certain: bool) -> JudgeInfo:
         return self._judge_info
 
     async def _ask(self, questions: Sequence[Question]) -> list[Reply]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Reply]] = loop.create_future()
-        self._waiting.append((questions, future))
-        loop.call_soon(self._assign)  # after whatever is asked in the same breath
-        return await future
-
-    def _assign(self) -> None:
-        """Give what waits to idle engines, neighbours together: they share prefixes."""
-        while self._waiting and self._idle:
-            share = min(_BATCH, math.ceil(len(self._waiting) / len(self._idle)))
-            batch = [self._waiting.popleft() for _ in range(share)]
-            task = asyncio.create_task(self._run(self._idle.pop(), batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-
-    async def _run(self, index: int, batch: Sequence[tuple[Sequence[Question], asyncio.Future[list[Reply]]]]) -> None:
-        questions = [q for asked, _ in batch for q in asked]
-        try:
-            replies = iter(
-                await remote_call(
-                    self._actors[index].ask.remote(questions),
-                    who=f"judge {self.name} actor {index}",
-                    seconds=self._deadlines.call_s,
-                )
-            )
-            for asked, future in batch:
-                own = [next(replies) for _ in asked]
-                if not future.done():
-                    future.set_result(own)
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-        finally:
-            self._idle.append(index)
-            self._assign()
+        return await self._batched.ask(questions)
 
     def close(self) -> None:
-        for task in self._running:
-            task.cancel()
+        self._batched.close()
         for actor in self._actors:
             ray.kill(actor, no_restart=True)

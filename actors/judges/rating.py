@@ -16,8 +16,8 @@ import torch
 
 from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
-from actors.judges.verdict_engine import Started
-from actors.pool import actor_options, remote_call
+from actors.judges.identity import Started, common_identity
+from actors.pool import actor_options
 from actors.quiet import redirect_output
 from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.schema import Deadlines, Group
@@ -98,15 +98,7 @@ class RatingPool:
 
     async def ready(self) -> None:
         """Wait for every actor. Raises JudgeError where the model cannot be a judge or differs between nodes."""
-        identities = set()
-        for i, actor in enumerate(self._actors):
-            who = f"judge {self.name} actor {i} (starting)"
-            started: Started = await remote_call(actor.started.remote(), who=who, seconds=self._start_s)
-            if started.refusal:
-                raise JudgeError(started.refusal)
-            identities.add(started.identity)
-        if len(identities) > 1:
-            raise JudgeError(f"judge.model {self._model} is not the same on every node: copy it anew to all")
+        await common_identity(self.name, self._model, self._actors, self._start_s)
 
     async def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
         rated = await asyncio.gather(*(self._batched.ask(group) for group in groups))

@@ -11,8 +11,8 @@ import torch
 
 from actors.imports import lean_imports
 from actors.judges.errors import JudgeError
+from actors.judges.identity import model_identity
 from actors.judges.rating import RatingActor, RatingPool, Value
-from actors.judges.verdict_engine import model_identity
 from configs.judges import RewardModelJudge
 from configs.schema import Deadlines, Group
 from preference.reward_model import read_length

@@ -5,14 +5,12 @@ The engine is stepped inside the calling process and stays in the thread that bu
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from actors.imports import lean_imports
@@ -22,10 +20,6 @@ from actors.judges.questions import Piece, Question
 from actors.judges.replies import Answered, Reply, Unanswered
 from actors.judges.template import Rationale
 from configs.judges import LlmJudge
-from preference.types import content_id
-
-_SAMPLE = 1 << 16
-"""Bytes that are read at each of a weight file's sampled places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,33 +158,3 @@ def verdict_params(request: VerdictRequest) -> Any:
 def answer_probabilities(request: VerdictRequest, logprobs: Mapping[int, Any]) -> tuple[float, ...]:
     """P of each allowed answer from the log-probs at the verdict's position (``CompletionOutput.logprobs[0]``)."""
     return tuple(math.fsum(math.exp(logprobs[i].logprob) for i in ids) for ids in request.verdict_ids)
-
-
-def model_identity(model: str) -> str:
-    """Hash of what answers in a model directory, wherever it lies.
-
-    Small files count whole, of weight files size, header and 16 places: enough to tell any two trainings apart
-    without reading a hundred gigabytes.
-    """
-    wanted = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
-    root = Path(model)
-    parts = [(n, hashlib.sha256((root / n).read_bytes()).hexdigest()) for n in wanted if (root / n).is_file()]
-    for path in sorted(root.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            for place in range(17):
-                file.seek(place * max(size - _SAMPLE, 0) // 16)
-                digest.update(file.read(_SAMPLE))
-        parts.append((path.name, digest.hexdigest()))
-    return content_id(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What a judge actor reports of itself."""
-
-    pid: int
-    identity: str
-    refusal: str = ""
-    """Why it cannot judge; empty: it can."""

@@ -62,14 +62,20 @@ def load_run(
     return items
 
 
-def finished_run(run_dir: Path) -> RunRecord:
-    """``run.json`` of a run that no process works on; raises DataError otherwise."""
+def record_of(run_dir: Path) -> RunRecord:
+    """``run.json`` of a run; raises DataError where there is none or it is damaged."""
     try:
         record = read_record(run_dir)
     except LedgerError as error:
         raise DataError(str(error)) from None
     if record is None:
         raise DataError(f"{run_dir} is not a run: it has no run.json")
+    return record
+
+
+def finished_run(run_dir: Path) -> RunRecord:
+    """The same of a run that no process works on; raises DataError otherwise."""
+    record = record_of(run_dir)
     lock = run_dir / "lock"
     if lock.is_file():
         with lock.open() as file:

@@ -123,6 +123,26 @@ def run(*words: object, timeout: float = 300, **env: str) -> subprocess.Complete
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
 
+def under_torchrun(worker: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """What a worker module of the tests found with one rank and with two; both at once, their starts are waiting."""
+    started = {}
+    for ranks in (1, 2):
+        directory = tmp_path_factory.mktemp(f"{worker}-{ranks}")
+        words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+        words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
+        words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory)]
+        env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
+        output = (directory / "output").open("w")
+        process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+        started[ranks] = (process, directory)
+    results = {}
+    for ranks, (process, directory) in started.items():
+        assert process.wait(timeout=400) == 0, (directory / "output").read_text()[-3000:]
+        results[ranks] = json.loads((directory / "result.json").read_text())
+    return results
+
+
 def submit(head: Head, *words: str) -> str:
     """``ray job submit`` of a run on the tiny model, to its end; returns the job's output."""
     job = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python", "-m"]

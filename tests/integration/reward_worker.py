@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from deepspeed.utils import safe_get_full_grad
 from transformers import AutoModelForSequenceClassification
 
 from actors.commands import Checkpoint, Evaluate, Publish, Train
@@ -27,7 +26,7 @@ from configs.objectives import BradleyTerry
 from configs.schema import Batching, LoRA, Model, Optimizer
 from preference.reward_model import readable
 from preference.types import Pair, Response, Scored, Version, Written
-from tests.integration.zero_worker import command, pairs, written
+from tests.integration.zero_worker import command, difference, join_ranks, pairs, written
 
 MARGIN, CENTRING, PAD = 0.3, 0.05, 2
 
@@ -85,21 +84,9 @@ def differences(directory: Path, arch: Any) -> dict[str, float]:
         for checkpointing in (False, True) if arch == "llama" and budget == 64 else (False,):
             zero = trainer(path, activation_checkpointing=checkpointing)
             expected_loss, expected = plain(classifier(path, head_of(zero)), scored)
-            found: dict[str, torch.Tensor] = {}
-
-            def keep(zero: ZeroTrainer = zero, found: dict[str, torch.Tensor] = found) -> None:
-                for name, parameter in zero._policy.lm.named_parameters():
-                    found[name] = safe_get_full_grad(parameter).clone()
-
-            step = zero._engine.step
-            zero._engine.step = lambda keep=keep, step=step: (keep(), step())
-            done = zero.execute(command(Train, read(scored), budget, step=1, waiting=0.0))
-            gradient = max(
-                float((found[n] - expected[n]).abs().max() / max(1.0, float(expected[n].abs().max()))) for n in found
-            )
             key = f"{arch} budget {budget}" + (" checkpointing" if checkpointing else "")
-            worst[key] = max(abs(done.metrics.loss - expected_loss), gradient)
-            assert set(found) == set(expected)
+            train = command(Train, read(scored), budget, step=1, waiting=0.0)
+            worst[key] = difference(zero, train, expected_loss, expected)
     return worst
 
 
@@ -133,8 +120,7 @@ def with_lora(directory: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    deepspeed.init_distributed("gloo")
-    torch.set_num_threads(1)
+    join_ranks()
     shared = Path(sys.argv[1])
     result: dict[str, Any] = {"differences": {}}
     for name in ("llama", "qwen3", "gemma3", "gemma2"):

@@ -72,7 +72,7 @@ def test_verdicts_are_the_models_own_probabilities(start, opinionated):
     async def killed():
         pid = await _pid(pool)
         work = asyncio.ensure_future(pool.compare(MATCHES))
-        while not pool._running:
+        while not pool._batched._running:
             await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)
         found = await work

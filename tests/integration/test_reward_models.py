@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,7 @@ from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.schema import Deadlines, Group
 from pipelines.ledger import complete_checkpoints
 from preference.types import CandidateGroup, Message, Prompt, Rating, Written
-from tests.integration.conftest import BIN, ROOT, free_port, losses, mlflow, run
+from tests.integration.conftest import BIN, losses, mlflow, run, under_torchrun
 from tests.tiny import tiny_model
 
 THINGS = ("rain", "bread", "trains", "hills", "tea", "cats", "ink", "tin", "snow", "rope", "glass", "wool")
@@ -28,23 +24,7 @@ BAD = ("It is terrible.", "A boring plot.", "The sound was bad.", "Terrible, sim
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[int, dict]:
-    """What ``reward_worker`` found with one worker and with two; both at once, their starts are mostly waiting."""
-    started = {}
-    for workers in (1, 2):
-        directory = tmp_path_factory.mktemp(f"reward-{workers}")
-        words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={workers}"]
-        words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-        words += [f"--master-port={free_port() + 10 * workers}", "-m", "tests.integration.reward_worker"]
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # deepspeed looks for ninja there
-        output = (directory / "output").open("w")
-        process = subprocess.Popen([*words, str(directory)], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        started[workers] = (process, directory)
-    results = {}
-    for workers, (process, directory) in started.items():
-        assert process.wait(timeout=400) == 0, (directory / "output").read_text()[-3000:]
-        results[workers] = json.loads((directory / "result.json").read_text())
-    return results
+    return under_torchrun("reward_worker", tmp_path_factory)
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):

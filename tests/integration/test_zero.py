@@ -1,35 +1,13 @@
 """The ZeRO-3 trainer against plain computation: padded, unsharded, one process, full logits. Without Ray."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.integration.conftest import ROOT, free_port
+from tests.integration.conftest import under_torchrun
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[int, dict]:
-    """What ``zero_worker`` found with one worker and with two; both at once, their starts are mostly waiting."""
-    started = {}
-    for workers in (1, 2):
-        directory = tmp_path_factory.mktemp(f"zero-{workers}")
-        words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={workers}"]
-        words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-        words += [f"--master-port={free_port() + 10 * workers}", "-m", "tests.integration.zero_worker", str(directory)]
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # deepspeed looks for ninja there
-        output = (directory / "output").open("w")
-        process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        started[workers] = (process, directory)
-    results = {}
-    for workers, (process, directory) in started.items():
-        assert process.wait(timeout=400) == 0, (directory / "output").read_text()[-3000:]
-        results[workers] = json.loads((directory / "result.json").read_text())
-    return results
+    return under_torchrun("zero_worker", tmp_path_factory)
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):

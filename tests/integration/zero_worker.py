@@ -50,6 +50,12 @@ def pairs(count: int = 5) -> list[Scored]:
     return found
 
 
+def join_ranks() -> None:
+    operators_of_this_environment()
+    deepspeed.init_distributed("gloo")
+    torch.set_num_threads(1)
+
+
 def written(path: Path, arch: Any = "llama") -> Path:
     """A tiny model, written by the first rank alone: that is all that Transformers would do."""
     if dist.get_rank() == 0 and not path.exists():
@@ -109,22 +115,27 @@ def differences(directory: Path, arch: Any) -> dict[str, float]:
     for budget in (400, 48):
         for checkpointing in (False, True) if arch == "llama" and budget == 48 else (False,):
             zero = trainer(path, activation_checkpointing=checkpointing)
-            found: dict[str, torch.Tensor] = {}
-
-            def keep(zero: ZeroTrainer = zero, found: dict[str, torch.Tensor] = found) -> None:
-                for name, parameter in zero._policy.lm.named_parameters():
-                    found[name] = safe_get_full_grad(parameter).clone()
-
-            step = zero._engine.step
-            zero._engine.step = lambda keep=keep, step=step: (keep(), step())
-            done = zero.execute(command(Train, scored, budget, step=1, waiting=0.0))
-            gradient = max(
-                float((found[n] - expected[n]).abs().max() / max(1.0, float(expected[n].abs().max()))) for n in found
-            )
             key = f"{arch} budget {budget}" + (" checkpointing" if checkpointing else "")
-            worst[key] = max(abs(done.metrics.loss - expected_loss), gradient)
-            assert set(found) == set(expected)
+            train = command(Train, scored, budget, step=1, waiting=0.0)
+            worst[key] = difference(zero, train, expected_loss, expected)
     return worst
+
+
+def difference(zero: ZeroTrainer, train: Train, loss: float, gradients: dict[str, torch.Tensor]) -> float:
+    """How far a step is from the plain loss and gradients at most; gradients above 1 relative to their largest."""
+    found: dict[str, torch.Tensor] = {}
+    step = zero._engine.step
+
+    def keep_then_step() -> None:
+        for name, parameter in zero._policy.lm.named_parameters():
+            found[name] = safe_get_full_grad(parameter).clone()
+        step()
+
+    zero._engine.step = keep_then_step
+    done = zero.execute(train)
+    assert set(found) == set(gradients)
+    apart = (float((found[n] - g).abs().max() / max(1.0, float(g.abs().max()))) for n, g in gradients.items())
+    return max(abs(done.metrics.loss - loss), *apart)
 
 
 def with_lora(directory: Path) -> dict[str, Any]:
@@ -182,9 +193,7 @@ def with_statistics(directory: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    operators_of_this_environment()
-    deepspeed.init_distributed("gloo")
-    torch.set_num_threads(1)
+    join_ranks()
     shared = Path(sys.argv[1])
     result: dict[str, Any] = {"differences": {}}
     for name in ("llama", "qwen3", "gemma3", "gemma2"):

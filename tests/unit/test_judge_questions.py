@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from actors.judges.encoding import QuestionEncoder, verdict_requests
 from actors.judges.errors import JudgeError
+from actors.judges.identity import model_identity
 from actors.judges.questions import Questionnaire, fence_code
-from actors.judges.verdict_engine import model_identity
 from configs.judges import HttpJudge, LlmJudge
 from preference.types import Match, Message, Prompt, Written
 from tests.tiny import _tokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaRMSNorm
 
 from preference.lean import slim
 
@@ -80,3 +80,18 @@ def test_a_frozen_norm_has_no_gradient():
     norm(x).sum().backward()
     assert norm.weight.grad is None
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_model_itself_is_not_touched(dtype):
+    config = LlamaConfig(
+        hidden_size=WIDTH, intermediate_size=40, num_attention_heads=2, num_hidden_layers=2, vocab_size=9
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        assert slim(model) == {"LlamaMLP": 2, "LlamaRMSNorm": 5}
+    for name, p in model.named_parameters():
+        assert p.dtype == dtype
+        assert p.data_ptr() == before[name][0]
+        assert torch.equal(p, before[name][1])
