@@ -19,10 +19,10 @@ from typing import Any
 from configs.loading import load_config
 from configs.runs import RunConfig
 from pipelines.ledger import Ledger
-from pipelines.online import pairing_rules
+from pipelines.pairing import pairing_rules
 from pipelines.prompts import load_tokenizer, parse_line
 from preference.batching import Batch, collate
-from preference.pairing import Paired, make_pair
+from preference.pairing import make_items
 from preference.types import Prompt, Scored
 
 
@@ -39,13 +39,12 @@ def prompts_of(config: RunConfig) -> dict[str, Prompt]:
 
 def batches(config: RunConfig, run_dir: Path, prompts: dict[str, Prompt], ranks: int) -> list[Batch]:
     """The packed batch of every step, rebuilt from the run's ledger."""
-    ledger = Ledger(run_dir)
+    ledger, rules = Ledger(run_dir), pairing_rules(config.pairing, config.sampling, config.run.seed)
     try:
         out = []
         for _, judged in sorted(ledger.replayable(prompts).items()):
-            made = [make_pair(group, pairing_rules(config)) for group in judged]
-            pairs = [m.pair for m in made if isinstance(m, Paired)]
-            scored = [Scored(p, known) for p in pairs if (known := ledger.scores("initial", p.id))]
+            items = [item for group in judged for item in make_items(group, rules).items]
+            scored = [Scored(i, known) for i in items if (known := ledger.scores("initial", i.id))]
             if scored:
                 out.append(collate(scored, ranks, config.batching.micro_batch_tokens))
         return out
@@ -102,9 +101,11 @@ def trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from actors.imports import operators_of_this_environment
     from actors.zero import TrainerSetup, build_engine
     from preference.logprobs import model_inputs
 
+    operators_of_this_environment()
     deepspeed.init_distributed("gloo")
     torch.set_num_threads(config.resources.trainer.threads)
     setup = TrainerSetup(
