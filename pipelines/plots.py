@@ -18,6 +18,7 @@ _FATES = {
     Fate.TRAINED: "trained on",
     Fate.TIED: "whose best and worst candidate were too close to call",
     Fate.IDENTICAL: "whose candidates were all the same text",
+    Fate.UNOPPOSED: "without a response of an opponent to pair with",
     Fate.UNFINISHED: "with too few finished candidates left",
     Fate.JUDGE_FAILED: "whose judgements failed",
     Fate.ABSTAINED: "the judge declined to rank",
@@ -48,6 +49,8 @@ METRICS: dict[str, str] = {
     "objective/entropy": "Mean -log pi of sampled responses, nats per response",
     "objective/scores": "Mean judge score of every sampled candidate",
     "objective/scores_std": "Standard deviation of those scores",
+    "inspect/<name>": "What `rondo inspect` measured on the pairs of the whole run",
+    "opponents/<name>": "Win rate of the policy against an opponent (ties half), games, weight loads, unusable responses",
     "objective/<name>": "Further figures of the chosen objective",
     "probe/score": "Mean judge score of fresh samples on held-out prompts: free of pair selection",
     "response/length": "Mean sampled response length, tokens",
@@ -109,6 +112,10 @@ def step_metrics(report: StepReport) -> dict[str, float]:
             "response/length": sample.length,
             "response/missing_eos": sample.missing_eos,
             **{f"judge/{name}": value for name, value in asdict(sample.judge).items()},
+    if sample and sample.opponents is not None:
+        values |= {f"opponents/{f.player}/win_rate": f.win_rate for f in sample.opponents.faced}
+        values |= {f"opponents/{f.player}/games": f.games for f in sample.opponents.faced}
+        values |= {"opponents/loads": sample.opponents.loads, "opponents/unusable": sample.opponents.unusable}
         }
     values |= {f"time/{stage.name}": stage.seconds for stage in report.stages}
     values |= {f"tokens_per_s/{stage.name}": stage.tokens_per_s for stage in report.stages if stage.tokens}

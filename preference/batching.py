@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from preference.types import Candidate, Item, Pair, Scored
+from preference.types import POLICY, REFERENCE, Candidate, Item, Pair, Response, Scored
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -173,7 +173,7 @@ class Cell:
     probability: Floats  # [E] the judge's P(chosen is better)
     tied: NDArray[np.bool_]  # [E] the judge saw no winner
     from_reference: Ints  # [E] +1 the reference wrote the chosen response, -1 the rejected one, 0 neither or both
-    sampler: Floats  # [N] log-probs the sampler reported for the same tokens; nan where no policy sampled them
+    sampler: Floats  # [N] log-probs the sampler reported for the same tokens; nan where the policy did not
     reference: Floats  # [N] log-probs of the reference; nan without one
 
 
@@ -278,7 +278,7 @@ def _weights(cell: PlannedCell) -> Floats:
 def _cell(planned: PlannedCell, scored: Sequence[Scored]) -> Cell:
     items = [s.item for s in scored]
     responses = [r for item in items for r in item.responses]
-    sampler = [r.logprobs if isinstance(r, Candidate) else (float("nan"),) * len(r.token_ids) for r in responses]
+    sampler = [_sampler_logps(r) for r in responses]
     return Cell(
         packed=planned.packed,
         items=np.array(planned.members, np.int64),
@@ -292,10 +292,17 @@ def _cell(planned: PlannedCell, scored: Sequence[Scored]) -> Cell:
     )
 
 
+def _sampler_logps(response: Response) -> tuple[float, ...]:
+    """An opponent's are of other weights than those that are trained: there is nothing to compare them with."""
+    if isinstance(response, Candidate) and response.player == POLICY:
+        return response.logprobs
+    return (float("nan"),) * len(response.token_ids)
+
+
 def _desirable(item: Item) -> tuple[bool, ...]:
     return (True, False) if isinstance(item, Pair) else (item.desirable,)
 
 
 def _from_reference(item: Item) -> int:
-    written = [r.player == "reference" for r in item.responses]
+    written = [r.player == REFERENCE for r in item.responses]
     return 0 if len(written) < 2 else int(written[0]) - int(written[1])

@@ -15,7 +15,7 @@ from preference.strategies import SEVERAL_PAIRS as SEVERAL_PAIRS
 from preference.strategies import MissingEos as MissingEos
 from preference.strategies import PairingRules as PairingRules
 from preference.strategies import Strategy as Strategy
-from preference.strategies import Two, select
+from preference.strategies import Two, select, sides, spin_pair
 from preference.tournament import Goal, distinct, games, share, standing_of
 from preference.tournament import next_matches as next_round
 from preference.types import (
@@ -76,7 +76,7 @@ def next_matches(judged: JudgedGroup, rules: PairingRules) -> tuple[Match, ...]:
     Ask until there is nothing to ask: the judgements of ``judged`` are all the state there is.
     """
     field = _field(judged, rules)
-    if isinstance(field, Fate):
+    if isinstance(field, Fate) or rules.strategy == "spin":
         return ()
     group = CandidateGroup(judged.group.prompt, field.candidates)
     return next_round(group, _penalised(judged, rules), goal_of(rules), rules.seed, {c.id for c in field.may_win})
@@ -84,6 +84,8 @@ def next_matches(judged: JudgedGroup, rules: PairingRules) -> tuple[Match, ...]:
 
 def goal_of(rules: PairingRules) -> Goal:
     """What a tournament has to decide for the strategy."""
+    if rules.strategy == "versus":
+        return "across"
     if rules.tournament == "knockout":
         if rules.strategy == "best_vs_worst":
             return "best_and_worst"
@@ -103,6 +105,8 @@ def make_items(judged: JudgedGroup, rules: PairingRules) -> Made:
     field = _field(judged, rules)
     if isinstance(field, Fate):
         return Made((), field)
+    if rules.strategy == "spin":
+        return _spin(judged.group.prompt, field, rules)
     if any(isinstance(j, Verdict) for j in judged.judgements):
         return _from_verdicts(judged, field, rules)
     return _from_ratings(judged, field, rules)
@@ -125,12 +129,14 @@ class _Field:
 def _field(judged: JudgedGroup, rules: PairingRules) -> _Field | Fate:
     """Who takes part, or the fate of a prompt that no judge could make anything of."""
     candidates = judged.group.candidates
+    if not _two_sided(candidates, rules):
+        return Fate.UNOPPOSED
     if rules.missing_eos == "drop":
         candidates = tuple(c for c in candidates if c.finished)
-        if len(candidates) < _needed(rules):
+        if not _enough(candidates, rules):
             return Fate.UNFINISHED
     candidates = distinct(candidates, preferred=ratings(judged))
-    if len(candidates) < _needed(rules):
+    if not _enough(candidates, rules):
         return Fate.IDENTICAL
     may_win = candidates
     if rules.missing_eos == "never_chosen":
@@ -140,9 +146,16 @@ def _field(judged: JudgedGroup, rules: PairingRules) -> _Field | Fate:
     return _Field(candidates, may_win)
 
 
-def _needed(rules: PairingRules) -> int:
+def _enough(candidates: Sequence[Response], rules: PairingRules) -> bool:
     """One response can be compared with a fixed threshold, but not with another, nor with a mean."""
-    return 1 if rules.strategy == "labels" and rules.threshold != "mean" else 2
+    needed = 1 if rules.strategy == "labels" and rules.threshold != "mean" else 2
+    return len(candidates) >= needed and _two_sided(candidates, rules)
+
+
+def _two_sided(candidates: Sequence[Response], rules: PairingRules) -> bool:
+    """Whether both sides that a pair has to join are there, where the strategy knows sides."""
+    both = sides(candidates, rules.strategy)
+    return both is None or all(both)
 
 
 def _why_unjudged(judged: JudgedGroup) -> Fate:
@@ -240,7 +253,7 @@ def _decide(
 ) -> Made:
     """Items of scored candidates."""
     field = field.scored(scores)
-    if len(field.candidates) < _needed(rules):
+    if not _enough(field.candidates, rules):
         return Made((), _why_unjudged(judged))
     if rules.strategy == "labels":
         return _labels(judged.group.prompt, field, scores, rules)
@@ -268,6 +281,13 @@ def _pairs(judged: JudgedGroup, field: _Field, twos: Sequence[Two], compare: Com
     if items:
         return Made(tuple(items[: rules.max_pairs]), Fate.TRAINED)
     return Made((), next((f for f in (Fate.TIED, Fate.UNFINISHED) if f in fates), _why_unjudged(judged)))
+
+
+def _spin(prompt: Prompt, field: _Field, rules: PairingRules) -> Made:
+    """The data's response over a rival's: as certain as a label, margin 1, since nobody scored them."""
+    data, rivals = sides(field.candidates, "spin") or ([], [])
+    chosen, rejected = spin_pair(data, rivals, rules.seed)
+    return Made((_pair(prompt, chosen, rejected, 1.0, 1.0, tied=False),), Fate.TRAINED)
 
 
 def _pair(

@@ -78,7 +78,25 @@ class JudgeMetrics:
 
 @dataclass(frozen=True, slots=True)
 class SampleMetrics:
-    """Over every candidate sampled in the iteration, trained on or not."""
+@dataclass(frozen=True, slots=True)
+class Faced:
+    """How the policy fared against one opponent in an iteration: each of its responses against each of the other's."""
+
+    player: str  # league/<version>: one member of the league
+    games: int
+    win_rate: float  # of the policy, ties half; nan without a game
+
+
+@dataclass(frozen=True, slots=True)
+class OpponentMetrics:
+    """The opponents of an iteration."""
+
+    faced: tuple[Faced, ...]
+    loads: int  # of earlier weights, into engines that served others; 0 in a replayed iteration
+    unusable: int  # prompts that an opponent's response could not be had for: too long, or not in the policy's tokens
+
+
+    """Over every candidate that the policy sampled in the iteration, trained on or not."""
 
     score: float  # mean judge score
     score_std: float
@@ -88,6 +106,7 @@ class SampleMetrics:
     judge: JudgeMetrics
 
 
+    opponents: OpponentMetrics | None = None  # None: the policy plays against itself alone
 @dataclass(frozen=True, slots=True)
 class ProbeMetrics:
     """Fresh samples on a rotating handful of held-out prompts: reward beside KL, unbiased by pair selection."""

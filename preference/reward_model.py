@@ -103,6 +103,7 @@ BRADLEY_TERRY = Objective(
     mismatched=False,
     collision=False,
     reference_samples=False,
+    own_samples=False,
     ties=False,
 )
 """Not in the registry of objectives: it scores responses with a head that no policy has."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from preference.types import Response, content_id
+from preference.types import DATA, HUMAN, POLICY, Response, content_id
 
 MissingEos = Literal["allow", "penalise", "never_chosen", "drop"]
 Strategy = Literal[
@@ -20,8 +20,10 @@ Strategy = Literal[
     "all_pairs",
     "rejection_sampling",
     "labels",
+    "versus",
+    "spin",
 ]
-SEVERAL_PAIRS: frozenset[Strategy] = frozenset({"all_pairs", "rejection_sampling"})
+SEVERAL_PAIRS: frozenset[Strategy] = frozenset({"all_pairs", "rejection_sampling", "versus"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class PairingRules:
 
 Two = tuple[Response, Response]  # (chosen, rejected)
 Scores = Mapping[str, float]  # by candidate id
+
+
+def sides(candidates: Sequence[Response], strategy: Strategy) -> tuple[list[Response], list[Response]] | None:
+    """The two sides that every pair joins, a response of each. None where any two may make a pair.
+
+    ``versus``: the policy's, and everybody else's. ``spin``: the data's, and what plays against it: responses of
+    earlier iterates or other models where there are any, else the policy's.
+    """
+    if strategy == "versus":
+        return [c for c in candidates if c.player == POLICY], [c for c in candidates if c.player != POLICY]
+    if strategy == "spin":
+        data = [c for c in candidates if c.player == DATA]
+        rivals = [c for c in candidates if c.player not in (POLICY, DATA, HUMAN)]
+        return data, rivals or [c for c in candidates if c.player == POLICY]
+    return None
 
 
 def select(
@@ -78,8 +95,18 @@ def select(
             accepted = rejection_sample(candidates, scores, rules.rejection_beta, wanted, rng)
             drawn = zip(accepted[0::2], accepted[1::2], strict=False)
             return [_ordered(a, b, may_win, scores) for a, b in drawn if {a.id, b.id} & _ids(may_win)]
-        case "labels":
-            raise ValueError("labels are no pairs")
+        case "versus":
+            own, others = sides(candidates, "versus") or ([], [])
+            pairs = [_ordered(a, b, may_win, scores) for a in own for b in others if {a.id, b.id} & _ids(may_win)]
+            # Where the better one may not win the difference is negative: such pairs come last.
+            return sorted(pairs, key=lambda p: scores[p[1].id] - scores[p[0].id])[: rules.max_pairs or 1]
+        case "labels" | "spin":
+            raise ValueError(f"pairing.strategy = {rules.strategy} chooses no pairs by scores")
+
+
+def spin_pair(data: Sequence[Response], rivals: Sequence[Response], seed: int) -> Two:
+    """(the data's response, a rival drawn by the seed): SPIN (Chen et al., arXiv 2401.01335) asks no judge."""
+    return data[0], random.Random(content_id("spin", seed, *(r.id for r in rivals))).choice(rivals)
 
 
 def rejection_sample(

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from preference.judge_metrics import judge_metrics
+from preference.league import LEAGUE, Result, Tally
 from preference.pairing import ratings, scores
-from preference.reports import SampleMetrics, SampleRow
+from preference.reports import Faced, OpponentMetrics, SampleMetrics, SampleRow
 from preference.types import (
+    POLICY,
     Candidate,
     JudgedGroup,
     Labelled,
@@ -21,10 +23,11 @@ from preference.types import (
 )
 
 
-def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
-    """Over every candidate of ``judged``, trained on or not; scores over those that have one (nan if none)."""
-    candidates = [c for j in judged for c in j.group.sampled]
-    scores = [s for j in judged for s in ratings(j).values()]
+def sample_metrics(judged: Sequence[JudgedGroup], opponents: OpponentMetrics | None = None) -> SampleMetrics:
+    """Over every candidate of the policy, trained on or not; scores over those that have one (nan if none)."""
+    candidates = [c for j in judged for c in j.group.own]
+    rated = {i: s for j in judged for i, s in ratings(j).items()}
+    scores = [rated[c.id] for c in candidates if c.id in rated]
     return SampleMetrics(
         score=_mean(scores),
         score_std=float(np.std(scores)) if scores else float("nan"),
@@ -32,7 +35,18 @@ def sample_metrics(judged: Sequence[JudgedGroup]) -> SampleMetrics:
         missing_eos=_mean(not c.finished for c in candidates),
         entropy=_mean(-sum(c.logprobs) for c in candidates),
         judge=judge_metrics(judged),
+        opponents=opponents,
     )
+
+
+def faced(results: Iterable[Result]) -> tuple[Faced, ...]:
+    """A row an opponent, in alphabetical order, and one a member of the league."""
+    tallies: dict[str, Tally] = {}
+    for r in results:
+        names = [r.player, f"{LEAGUE}/{r.version}"] if r.player == LEAGUE else [r.player]
+        for name in names:
+            tallies[name] = tallies.get(name, Tally()) + r
+    return tuple(Faced(name, tally.games, tally.win_rate) for name, tally in sorted(tallies.items()))
 
 
 def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[Scored]) -> tuple[SampleRow, ...]:
@@ -54,7 +68,10 @@ def sample_rows(judged: Sequence[JudgedGroup], scored: Sequence[Scored]) -> tupl
 
 
 def _origin(response: Response) -> str:
-    return str(response.version_max) if isinstance(response, Candidate) else response.player
+    if not isinstance(response, Candidate):
+        return response.player
+    version = str(response.version_max)
+    return version if response.player == POLICY else f"{response.player} {version}"
 
 
 def ages(scored: Sequence[Scored], current: Version) -> tuple[int, ...]:

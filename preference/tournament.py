@@ -5,6 +5,8 @@
     best_and_other    the first, and one drawn at random   n - 1
     two               the better of two drawn at random    1
     all               nothing: everybody meets everybody   n (n - 1) / 2
+    across            nothing: each of the policy's k      k (n - k)
+                      meets each of its opponents'
 
 (and one more where failures left the two without a chain of verdicts between them).
 
@@ -26,15 +28,25 @@ from itertools import combinations
 from typing import Literal
 
 from preference.bradley_terry import Game, components
-from preference.types import CandidateGroup, JudgeFailure, Judgement, Match, Outcome, Response, Verdict, content_id
+from preference.types import (
+    POLICY,
+    CandidateGroup,
+    JudgeFailure,
+    Judgement,
+    Match,
+    Outcome,
+    Response,
+    Verdict,
+    content_id,
+)
 
-Goal = Literal["best_and_worst", "best_and_other", "two", "all"]
+Goal = Literal["best_and_worst", "best_and_other", "two", "all", "across"]
 Meeting = tuple[Response, Response]  # a match of the prompt that all of this is about
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a tournament stands. ``best`` and ``other`` are None until it is decided, and under the goal ``all``."""
+    """Where a tournament stands. ``best`` and ``other`` are None until it is decided, and where the goal names none."""
 
     open: tuple[Meeting, ...]
     """What to play next; any number of these may be judged at once. Empty: it is over."""
@@ -74,14 +86,18 @@ def standing_of(
     winners = [c for c in entrants if may_win is None or c.id in may_win]
     if len(entrants) < 2 or not winners:
         return Standing((), None, None, results.played)
-    if goal == "all":
-        open_matches = tuple(m for m in combinations(entrants, 2) if not results.settled(*m))
-        return Standing(open_matches, None, None, results.played)
+    if goal in ("all", "across"):
+        meetings = (m for m in combinations(entrants, 2) if goal == "all" or _across(*m))
+        return Standing(tuple(m for m in meetings if not results.settled(*m)), None, None, results.played)
     if goal == "two":
         return _two(entrants, winners, results)
     if goal == "best_and_other":
         return _best_and_other(entrants, winners, results, seed)
     return _best_and_worst(entrants, winners, results)
+
+
+def _across(one: Response, two: Response) -> bool:
+    return (one.player == POLICY) != (two.player == POLICY)
 
 
 def distinct(candidates: Iterable[Response], preferred: Container[str] = ()) -> tuple[Response, ...]:

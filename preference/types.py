@@ -14,6 +14,11 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+POLICY = "policy"  # the player that is trained; every other one is its opponent
+REFERENCE = "reference"  # plays with the weights of the reference
+DATA = "data"  # a data set's own responses
+HUMAN = "human"  # people who wrote a better one
+
 
 def content_id(*parts: object) -> str:
     """The content hash that keys a record in the ledger: 16 hex digits of SHA-256 over JSON of ``parts``."""
@@ -88,8 +93,9 @@ class Candidate:
     version_min: Version
     version_max: Version
     """Oldest and newest weights that sampled a token of it (they differ only for in-flight weight updates)."""
-    player: str = "policy"
-    """Who sampled it: the policy, an earlier version of it, the reference, another model (``opponents:``)."""
+    player: str = POLICY
+    """Who sampled it: the policy, ``previous`` and ``league`` with earlier versions of it, the reference, another
+    model (``opponents:``). Versions are the policy's but for another model."""
 
     @property
     def finished(self) -> bool:
@@ -99,18 +105,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A response that no policy of the run sampled: out of a data set, or written by a person."""
+    """A response that was not sampled in the policy's tokens: out of a data set, by a person or by another model."""
 
     id: str
     prompt_id: str
     token_ids: tuple[int, ...]
     """Ids that follow the prompt's under the chat template, the end of the turn included."""
     text: str
-    player: str = "data"
-
-    @property
-    def finished(self) -> bool:
-        return True
+    player: str = DATA
+    finished: bool = True
+    """Whether it ends with the end of the turn; another model may have been cut off at max_tokens."""
 
 
 Response = Candidate | Written
@@ -127,6 +131,11 @@ class CandidateGroup:
     def sampled(self) -> tuple[Candidate, ...]:
         """The candidates without those that came from a data set or a person."""
         return tuple(c for c in self.candidates if isinstance(c, Candidate))
+
+    @property
+    def own(self) -> tuple[Candidate, ...]:
+        """The policy's candidates, without its opponents'."""
+        return tuple(c for c in self.sampled if c.player == POLICY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +259,12 @@ Item = Pair | Labelled
 
 
 def oldest_version(item: Item) -> Version | None:
-    """The oldest weights that sampled any of it: what its age is counted from. None where no policy did."""
-    return min((r.version_min for r in item.responses if isinstance(r, Candidate)), default=None)
+    """The oldest weights with which the policy sampled any of it: what its age is counted from. None where it did not.
+
+    Opponents are old on purpose.
+    """
+    own = (r for r in item.responses if isinstance(r, Candidate) and r.player == POLICY)
+    return min((r.version_min for r in own), default=None)
 
 
 class Fate(StrEnum):
@@ -277,3 +290,4 @@ class Scored:
 
     item: Item
     reference: tuple[NDArray[np.float32], ...]
+    UNOPPOSED = "unopposed"  # no opponent's response to make a pair with

@@ -49,6 +49,7 @@ REASON_OF_FATE: Mapping[Fate, Reason] = {
     Fate.TIED: Reason.TIE,
     Fate.IDENTICAL: Reason.IDENTICAL,
     Fate.UNFINISHED: Reason.MISSING_EOS,
+    Fate.UNOPPOSED: Reason.NOT_TRAINED,
     Fate.JUDGE_FAILED: Reason.JUDGE_FAILED,
     Fate.ABSTAINED: Reason.JUDGE_FAILED,
     Fate.WAITING: Reason.UNANNOTATED,

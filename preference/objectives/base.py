@@ -147,6 +147,7 @@ class Objective:
     mismatched: bool  # ``observe`` wants log-ratios of mismatched prompts and responses
     collision: bool  # ``loss`` wants ``Tokens.collision``
     reference_samples: bool  # learns only from pairs of which the reference wrote a response
+    own_samples: bool  # takes every response that the reference did not write for one that the policy sampled
     ties: bool  # knows what to do with a pair that the judge called a tie
 
 
@@ -167,6 +168,7 @@ def objective(
     mismatched: bool = False,
     collision: bool = False,
     reference_samples: bool = False,
+    own_samples: bool = False,
     ties: bool = False,
 ) -> Callable[[Loss], Loss]:
     """Register a loss function under ``name``; returns it unchanged, so tests call it directly."""
@@ -188,6 +190,7 @@ def objective(
             mismatched,
             collision,
             reference_samples,
+            own_samples,
             ties,
         )
         return loss

@@ -37,7 +37,7 @@ def xpo(logps: PairLogps, stats: None, *, beta: Beta = 0.1, alpha: Optimism = 1e
     return -F.logsigmoid(beta * logps.gap) + alpha * written, {}
 
 
-@objective("nash_md", paper="2312.00886")
+@objective("nash_md", paper="2312.00886", own_samples=True)
 def nash_md(logps: PairLogps, stats: None, *, beta: Beta = 0.1) -> tuple[Tensor, Figures]:
     """Nash mirror descent, [P] (Munos et al., arXiv 2312.00886).
 
