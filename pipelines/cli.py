@@ -14,6 +14,7 @@ import click
 
 from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
+from pipelines import submit
 
 C = TypeVar("C", bound=TrainingConfig)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
@@ -31,6 +32,9 @@ RESUME = click.option(
 def main() -> None:
     """Rondo: online DPO on Ray, vLLM and DeepSpeed ZeRO-3."""
     sys.path.insert(0, os.getcwd())  # a judge rule beside the config is found, as with `python -m`
+
+
+main.add_command(submit.command)
 
 
 @main.command()
@@ -205,7 +209,9 @@ def score(
 @click.option("--reviewer", "reviewers", multiple=True, metavar="NAME", help="The same for one who decides conflicts.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True, help="0: any free one.")
-@click.option("--behind-tls", is_flag=True, help="A proxy on this host ends TLS: trust its headers, secure cookies.")
+@click.option("--behind-tls", is_flag=True, help="A proxy ends TLS: trust its headers, secure cookies.")
+@click.option("--trusted-proxies", default="127.0.0.1,::1", show_default=True, metavar="ADDRESSES",
+              help="Addresses or networks whose forwarded headers count behind TLS.")  # fmt: skip
 @click.option("--public-url", default="", help="Address that people open, if it is not host and port.")
 @click.option("--link", metavar="NAME", help="Only print a new link for NAME.")
 @click.option("--erase", metavar="NAME", help="Only erase NAME: name, words and times; choices stay under no name.")
@@ -216,8 +222,8 @@ def score(
 @click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
 def annotate(
     target: str, knobs: tuple[str, ...], annotators: tuple[str, ...], reviewers: tuple[str, ...], host: str, port: int,
-    behind_tls: bool, public_url: str, link: str | None, erase: str | None, export: str | None, format: str,
-    import_file: str | None, root: str,
+    behind_tls: bool, trusted_proxies: str, public_url: str, link: str | None, erase: str | None, export: str | None,
+    format: str, import_file: str | None, root: str,
 ) -> None:  # fmt: skip
     """Serve a web page on which people judge: the items of a run, of a database, or of a FILE of pairs.
 
@@ -227,7 +233,7 @@ def annotate(
 
     try:
         store = command.open_target(target, root, knobs)
-        serving = command.Serving(host, port, behind_tls, public_url)
+        serving = command.Serving(host, port, behind_tls, public_url, trusted_proxies)
         if link:
             command.new_link(store, serving, link, click.echo)
         elif erase:

@@ -17,6 +17,7 @@ def is_expected(error: Exception) -> bool:
     from pipelines.ledger import LedgerError
     from pipelines.online import JudgeUnreliable
     from pipelines.prompts import PromptError
+    from pipelines.submit import SubmitError
     from pipelines.tracking import TrackingError
 
     return isinstance(
@@ -31,6 +32,7 @@ def is_expected(error: Exception) -> bool:
             LedgerError,
             PromptError,
             StageFailed,
+            SubmitError,
             TrackingError,
             TrainerFailed,
             UnfitError,

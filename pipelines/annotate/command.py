@@ -32,6 +32,7 @@ class Serving:
     port: int = 8700
     behind_tls: bool = False
     public_url: str = ""
+    trusted_proxies: str = "127.0.0.1,::1"
 
 
 def open_target(target: str, root: str, knobs: Sequence[str]) -> Store:
@@ -122,7 +123,8 @@ def serve(store: Store, serving: Serving, names: Sequence[str], say: Say) -> Non
         say(f"  {name}: {url}")
     say("each link works once; `rondo annotate ... --link NAME` makes a new one; Ctrl-C stops, labels are kept")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises again what it was stopped by
-    running = server(store, behind_tls=serving.behind_tls or is_tls(serving.public_url))
+    behind_tls = serving.behind_tls or is_tls(serving.public_url)
+    running = server(store, behind_tls=behind_tls, trusted_proxies=serving.trusted_proxies)
     try:
         running.run(sockets=[bound])
     except KeyboardInterrupt:
