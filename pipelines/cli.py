@@ -15,6 +15,7 @@ import click
 from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
 from pipelines import submit
+from pipelines.plan import command as planning
 
 C = TypeVar("C", bound=TrainingConfig)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
@@ -35,6 +36,7 @@ def main() -> None:
 
 
 main.add_command(submit.command)
+main.add_command(planning.plan)
 
 
 @main.command()

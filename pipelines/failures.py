@@ -16,13 +16,16 @@ def is_expected(error: Exception) -> bool:
     from pipelines.export import ExportError
     from pipelines.ledger import LedgerError
     from pipelines.online import JudgeUnreliable
+    from pipelines.plan.architecture import PlanError
     from pipelines.prompts import PromptError
     from pipelines.submit import SubmitError
     from pipelines.tracking import TrackingError
+    from preference.admission_rules import AdmissionError
 
     return isinstance(
         error,
         (
+            AdmissionError,
             AnnotationError,
             ConfigError,
             DataError,
@@ -30,6 +33,7 @@ def is_expected(error: Exception) -> bool:
             JudgeError,
             JudgeUnreliable,
             LedgerError,
+            PlanError,
             PromptError,
             StageFailed,
             SubmitError,
