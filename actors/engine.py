@@ -10,22 +10,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.imports import lean_imports
-from actors.requests import Health, Sampled, SampleRequest
+from actors.requests import ChoiceRequest, Chosen, Finished, Health, Request, Sampled, SampleRequest
 from actors.weights import WeightFiles
 from configs.schema import Model, Sampling
 from preference.types import FinishReason, Version
 
 
 class Engine(Protocol):
-    """What a sampler needs of an inference engine; ``tests/integration/engine_contract.py`` holds every one to it."""
+    """What a sampler needs of an inference engine; ``tests/integration/test_engine.py`` holds every one to it."""
 
-    def submit(self, requests: Sequence[SampleRequest]) -> None: ...
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Responses to sample and questions to answer, in any mixture: they run side by side."""
+        ...
 
-    def poll(self, seconds: float) -> list[Sampled]:
+    def poll(self, seconds: float) -> list[Finished]:
         """Work for ``seconds`` or until nothing is left to do; return what finished."""
         ...
 
@@ -38,8 +41,17 @@ class Engine(Protocol):
     def health(self) -> Health: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    request: Request
+    began: Version  # weights of its first token
+
+
 class InProcessEngine:
-    def __init__(self, model: Model, sampling: Sampling, seed: int, *, on_gpu: bool) -> None:
+    """Of ``sampling`` it takes the context length and the memory."""
+
+    def __init__(self, model: Model, sampling: Sampling, seed: int, *, on_gpu: bool, seeded: bool = True) -> None:
+        """``seeded``: requests that sample have seeds of their own. Raises ValueError on what vLLM cannot serve."""
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         with lean_imports():
             from vllm import EngineArgs, LLMEngine
@@ -62,51 +74,44 @@ class InProcessEngine:
             # The model's own generation defaults (top_k, repetition penalty) must not shape the policy.
             generation_config="vllm",
             # A partly prefilled request with its own seed asks a CPU generator for an offset, which it has not.
-            enable_chunked_prefill=on_gpu,
+            enable_chunked_prefill=on_gpu or not seeded,
         )
         self._engine = LLMEngine.from_engine_args(args)
         self._on_gpu = on_gpu
         self._version = Version(0, 0)
-        self._versions: dict[str, Version] = {}  # request -> weights of its first token
+        self._running: dict[str, _Running] = {}
         self._generated = 0
         self._load_seconds = 0.0
 
-    def submit(self, requests: Sequence[SampleRequest]) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
+    def submit(self, requests: Sequence[Request]) -> None:
         for r in requests:
-            params = SamplingParams(
-                max_tokens=r.max_tokens,
-                temperature=r.temperature,
-                top_p=r.top_p,
-                seed=r.seed,
-                logprobs=0,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
+            params = _sampling(r) if isinstance(r, SampleRequest) else _choosing(r)
             self._engine.add_request(r.id, {"prompt_token_ids": list(r.prompt_ids)}, params)
-            self._versions[r.id] = self._version
+            self._running[r.id] = _Running(r, self._version)
 
-    def poll(self, seconds: float) -> list[Sampled]:
+    def poll(self, seconds: float) -> list[Finished]:
         deadline = time.monotonic() + seconds
-        finished: list[Sampled] = []
+        finished: list[Finished] = []
         while self._engine.has_unfinished_requests() and time.monotonic() < deadline:
-            finished += [self._sampled(out) for out in self._engine.step() if out.finished]
+            finished += [self._finished(out) for out in self._engine.step() if out.finished]
         return finished
 
-    def _sampled(self, out: Any) -> Sampled:
-        completion = out.outputs[0]
+    def _finished(self, out: Any) -> Finished:
+        running, completion = self._running.pop(out.request_id), out.outputs[0]
+        self._generated += len(completion.token_ids)
+        if isinstance(running.request, ChoiceRequest):
+            [step] = completion.logprobs
+            found = tuple(tuple(step[i].logprob for i in option) for option in running.request.options)
+            return Chosen(out.request_id, found, self._version)
         ids = tuple(completion.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True))
-        self._generated += len(ids)
         reason = FinishReason.STOP if completion.finish_reason == "stop" else FinishReason.LENGTH
-        first = self._versions.pop(out.request_id)
-        return Sampled(out.request_id, ids, logprobs, completion.text, reason, first, self._version)
+        return Sampled(out.request_id, ids, logprobs, completion.text, reason, running.began, self._version)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._engine.abort_request(list(request_ids))
         for request_id in request_ids:
-            self._versions.pop(request_id, None)
+            self._running.pop(request_id, None)
 
     def load_weights(self, weights: WeightFiles) -> None:
         started = time.monotonic()
@@ -119,7 +124,37 @@ class InProcessEngine:
         self._load_seconds = time.monotonic() - started
 
     def health(self) -> Health:
-        return Health(self._version, len(self._versions), self._generated, self._load_seconds)
+        return Health(self._version, len(self._running), self._generated, self._load_seconds)
+
+
+def _sampling(r: SampleRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=r.max_tokens,
+        temperature=r.temperature,
+        top_p=r.top_p,
+        seed=r.seed,
+        stop=[r.stop] if r.stop else None,
+        logprobs=0,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _choosing(r: ChoiceRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    ids = [i for option in r.options for i in option]
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        allowed_token_ids=ids,
+        logprob_token_ids=ids,  # with raw_logprobs: of the whole vocabulary, before the constraint
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _reload(worker: Any, directory: str, on_cpu: bool) -> None:

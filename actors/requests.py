@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from preference.types import FinishReason, Prompt, Version, content_id
@@ -17,6 +18,24 @@ class SampleRequest:
     temperature: float
     top_p: float
     seed: int
+    stop: str = ""
+    """Text that ends the response early, and is not part of it; empty: only the end of the turn does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest:
+    """A question with a few allowed answers, each told by the token that comes next.
+
+    One token is generated, from ``options`` alone; wanted are its log-probs *before* that constraint.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+    """The token ids that express each answer; no id expresses two."""
+
+
+Request = SampleRequest | ChoiceRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,25 @@ class Sampled:
     finish_reason: FinishReason
     version_min: Version
     version_max: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The answer to a ``ChoiceRequest``."""
+
+    request_id: str
+    logprobs: tuple[tuple[float, ...], ...]
+    """log-probs of ``options``, in their shape, of the whole vocabulary's distribution, in nats."""
+    version: Version
+    """The weights that answered; one token has no others."""
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """P of each answer; what is missing to 1 went to other words."""
+        return tuple(math.fsum(map(math.exp, option)) for option in self.logprobs)
+
+
+Finished = Sampled | Chosen
 
 
 @dataclass(frozen=True, slots=True)

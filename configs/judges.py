@@ -63,6 +63,17 @@ class LlmJudge(_Prompted):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory one GPU engine takes."""
 
+    @model_validator(mode="after")
+    def _own_engine(self) -> Self:
+        if self.model == "policy":
+            for knob in ("dtype", "max_model_len", "kv_cache_gb", "gpu_memory_utilization"):
+                if getattr(self, knob) != type(self).model_fields[knob].default:
+                    raise ValueError(
+                        f"judge.{knob} = {getattr(self, knob)} is of an engine of the judge's own, but judge.model = "
+                        f"policy is asked on the samplers' engines: set it under sampling (dtype: under model)"
+                    )
+        return self
+
 
 class HttpJudge(_Prompted):
     """Any OpenAI-compatible chat endpoint."""
@@ -266,3 +277,13 @@ def singles(section: str, judge: Judge) -> Iterator[tuple[str, Single]]:
         yield from singles(f"{section}.then", judge.then)
     else:
         yield section, judge
+
+
+def asks_policy(judge: Single) -> bool:
+    """Whether the policy itself judges, with its present weights."""
+    return isinstance(judge, LlmJudge) and judge.model == "policy"
+
+
+def is_independent(judge: Judge) -> bool:
+    """Whether it may judge held-out answers: nobody waits for people there, and no policy judges its own progress."""
+    return people_of(judge) is None and not any(asks_policy(single) for _, single in singles("", judge))

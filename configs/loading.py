@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -14,8 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
+from configs.section import Section
 
 C = TypeVar("C", bound=TrainingConfig)
+S = TypeVar("S", bound=Section)
 
 
 class ConfigError(Exception):
@@ -27,11 +30,16 @@ def load_config(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) 
 
     Input paths come back absolute. Raises ConfigError with one line a problem.
     """
-    raw = read_yaml(path)
+    return configure(kind, read_yaml(path), overrides, Path(path).resolve().parent)
+
+
+def configure(kind: type[S], raw: Mapping[str, Any], overrides: Sequence[str], base: Path) -> S:
+    """The same from a mapping of sections; relative input paths are resolved against ``base``."""
+    sections = copy.deepcopy(dict(raw))
     for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, Path(path).resolve().parent)
-    return validate(kind, raw)
+        _apply(sections, override)
+    _resolve_paths(sections, base)
+    return validate(kind, sections)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -43,11 +51,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"config file {path} must hold a mapping of sections, found {type(raw).__name__}")
+    try:
+        expanded = _values(raw, {})
+    except RecursionError:
+        raise ConfigError(
+            f"config file {path}: an alias stands inside of what it names, or it is nested too deeply"
+        ) from None
+    if expanded > _MOST_VALUES:
+        raise ConfigError(f"config file {path}: its aliases stand for {expanded:,} values, more than {_MOST_VALUES:,}")
     return raw
+
+
+_MOST_VALUES = 10_000
+
+
+def _values(value: object, known: dict[int, int]) -> int:
+    """How many values there are once aliases are written out; raises RecursionError on one inside of itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_values(v, known) for v in inner)
+    return known[id(value)]
 
 
 def config_kind(path: str | Path) -> type[TrainingConfig]:
@@ -57,11 +86,11 @@ def config_kind(path: str | Path) -> type[TrainingConfig]:
         return RunConfig
     objective = raw.get("objective")
     name = objective.get("name") if isinstance(objective, dict) else None
-    kinds: dict[Any, type[TrainingConfig]] = {"sft": SftConfig, "bradley_terry": RewardModelConfig}
-    return kinds.get(name, OfflineConfig)
+    kinds: dict[str, type[TrainingConfig]] = {"sft": SftConfig, "bradley_terry": RewardModelConfig}
+    return kinds.get(name, OfflineConfig) if isinstance(name, str) else OfflineConfig
 
 
-def validate(kind: type[C], raw: Mapping[str, Any]) -> C:
+def validate(kind: type[S], raw: Mapping[str, Any]) -> S:
     """Validate a nested mapping; raises ConfigError listing every problem at once."""
     try:
         return kind.model_validate(raw)
@@ -91,6 +120,7 @@ _ATTEMPT_FIELDS = (
     "tracking.",
     "checkpoint.",
     "deadlines.",
+    "recovery.",
     "weights.",
 )
 
@@ -103,7 +133,7 @@ _JUDGING_GOES_ON = (
 _JUDGES_FILES = ("judge.template", "judge.guidelines", "judge.gold")
 
 
-def scientific(config: TrainingConfig) -> dict[str, str]:
+def scientific(config: Section) -> dict[str, str]:
     """The flattened fields that define the experiment: all but placement, tracking, deadlines and length.
 
     Input files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
@@ -115,8 +145,9 @@ def scientific(config: TrainingConfig) -> dict[str, str]:
     }
     for key in [k for k in fields if k.endswith((*INPUT_FILES, *_JUDGES_FILES)) and fields[k]]:
         path = Path(fields[key])
-        content_file = path / "run.json" if path.is_dir() else path  # a run's directory may be data, too
-        content = hashlib.sha256(content_file.read_bytes()).hexdigest()[:12] if content_file.is_file() else "absent"
+        # A run's directory may be data, too. os.path's: they know no path that is too long or otherwise impossible.
+        file = path / "run.json" if os.path.isdir(path) else path
+        content = hashlib.sha256(file.read_bytes()).hexdigest()[:12] if os.path.isfile(file) else "absent"
         fields[key] = f"{path.name} ({content})"
     return fields
 
@@ -144,8 +175,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
     try:
         node[leaf] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        _values(node[leaf], {})
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"override {override[:80]!r}: the value is not valid YAML: {error}") from None
 
 
 # Relative inputs belong to the YAML's own folder, wherever the command is started.
@@ -172,25 +204,37 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     def expand(text: str) -> str:
         return os.path.expandvars(os.path.expanduser(text))
 
+    def absolute(key: str, text: str) -> str:
+        try:
+            return str((base / expand(text)).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{key}: {text[:80]!r} is no path: {error}") from None
+
     for path in _INPUT_PATHS:
         *sections, key = path.split(".")
         node: Any = raw
         for section in sections:
             node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), str) and node[key]:
-            node[key] = str((base / expand(node[key])).resolve())
+            node[key] = absolute(path, node[key])
     evaluation = raw.get("evaluation")
     for judge in (raw.get("judge"), evaluation.get("judge") if isinstance(evaluation, dict) else None):
         for node in _judges(judge):
             local = ("model",) if node.get("kind") in _LOCAL else ()
             for key in ("template", "guidelines", "gold", "reference", "api_key_file", *local):
                 if isinstance(node.get(key), str) and node[key] not in ("", "initial", "policy"):
-                    node[key] = str((base / expand(node[key])).resolve())
+                    node[key] = absolute(f"judge.{key}", node[key])
+    opponents = raw.get("opponents")
+    for node in opponents if isinstance(opponents, list) else []:
+        if isinstance(node, dict) and isinstance(node.get("path"), str) and node["path"]:
+            node["path"] = absolute("opponents.path", node["path"])
     run = raw.get("run")
     if isinstance(run, dict):
         root = run.get("root", "~/.rondo/runs")
         if isinstance(root, str):
             run["root"] = expand(root)
+            if "\0" in run["root"]:
+                raise ConfigError(f"run.root: {root[:80]!r} is no path: it holds a NUL character")
             if not os.path.isabs(run["root"]):
                 raise ConfigError(
                     f"run.root: {root!r} is relative; under `ray job submit` it would vanish with Ray's copy of the "
@@ -198,19 +242,32 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
                 )
 
 
-def _describe(kind: type[TrainingConfig], error: Any) -> str:
-    keys, section = _walk(kind, error["loc"])
+def _describe(kind: type[BaseModel], error: Any) -> str:
+    keys, _ = _walk(kind, error["loc"])
     location = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        _, section = _walk(kind, error["loc"][:-1])
-        return f"{location}: unknown key; {_nearest(keys[-1], list(section.model_fields) if section else [])}"
+        known = [key for section in _options(kind, error["loc"][:-1]) for key in section.model_fields]
+        return f"{location}: unknown key; {_nearest(keys[-1], known)}"
     if error["type"] == "missing":
         return f"{location}: required, but not given"
-    if error["type"] == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in error["ctx"]["expected_tags"].split(",")]
-        return f"{location}.name: unknown name {error['ctx']['tag']!r}; {_nearest(error['ctx']['tag'], known)}"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_tag(location, error["ctx"], _options(kind, error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
-    return f"{location}: {message}; got {error['input']!r}" if location else message
+    return f"{location}: {message}; got {_shown(error['input'])}" if location else message
+
+
+def _wrong_tag(location: str, context: Mapping[str, str], options: Sequence[type[BaseModel]]) -> str:
+    """Which member of a union is meant is said by one of its keys (``objective.name``, ``judge.kind``)."""
+    key = context["discriminator"].strip("'")
+    known = [tag for option in options if (tag := _tags(option).get(key)) is not None]
+    if "tag" not in context:
+        return f"{location}.{key}: required, but not given; known here: {', '.join(known)}"
+    return f"{location}.{key}: unknown {key} {context['tag']!r}; {_nearest(context['tag'], known)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -218,12 +275,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
 
 
-def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """The keys a person wrote, without the union branches that pydantic adds, and the section they lead to."""
+def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys a person wrote, without the union branches that pydantic adds, and the sections they may lead to."""
     keys: list[str] = []
     options: list[type[BaseModel]] = [kind]
     for part in location:
-        chosen = [o for o in options if _tag(o) == part]
+        chosen = [o for o in options if part in _tags(o).values()]
         if len(options) > 1 and chosen:
             options = chosen
             continue
@@ -233,12 +290,17 @@ def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[st
             options = _sections(field.annotation)
         elif not isinstance(part, int):
             options = []
-    return keys, options[0] if options else None
+    return keys, options
 
 
-def _tag(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("name")
-    return str(get_args(field.annotation)[0]) if field is not None and get_args(field.annotation) else None
+def _options(kind: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
+    return _walk(kind, location)[1]
+
+
+def _tags(model: type[BaseModel]) -> dict[str, str]:
+    """Keys of a section that can have one word as their value: what tells it from the others of a union."""
+    words = ((key, get_args(field.annotation)) for key, field in model.model_fields.items())
+    return {key: found[0] for key, found in words if len(found) == 1 and isinstance(found[0], str)}
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

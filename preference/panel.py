@@ -21,14 +21,14 @@ def decide(probability: float, tie_band: float) -> Outcome:
 
 def by_ratings(match: Match, first: Rating | JudgeFailure, second: Rating | JudgeFailure, scale: float) -> Opinion:
     """The comparison that two ratings imply: P(first is better) = sigmoid(difference / scale), Bradley-Terry."""
+    seconds, cost = first.seconds + second.seconds, first.cost + second.cost
     for rating in (first, second):
         if isinstance(rating, JudgeFailure):
-            return JudgeFailure(match.ids, rating.outcome, rating.error, rating.judge, rating.seconds, rating.cost)
+            return JudgeFailure(match.ids, rating.outcome, rating.error, rating.judge, seconds, cost)
     assert isinstance(first, Rating)
     assert isinstance(second, Rating)
     difference = (first.value - second.value) / scale
     probability = 1 / (1 + math.exp(-difference)) if difference > -700 else 0.0
-    seconds, cost = first.seconds + second.seconds, first.cost + second.cost
     return Verdict(*match.ids, decide(probability, 0.0), probability, first.judge, seconds=seconds, cost=cost)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
-from actors.judges.human import HumanPool
-from actors.judges.protocol import Arbiter, Comparer, Rater, Ruling
+from actors.judges.protocol import Arbiter, Comparer, Crowd, Rater, Ruling
 from preference.panel import EscalationRules, Opinion, PanelRules, audited, by_ratings, escalates, panel
 from preference.types import CandidateGroup, JudgeFailure, JudgeInfo, Match, Rating, Response, content_id
 
@@ -23,7 +23,10 @@ class Comparing(Arbiter):
 
 
 class Rated(Arbiter):
-    """A pointwise judge asked to compare: every response is rated once, whatever number of matches it plays."""
+    """A pointwise judge asked to compare: every response is rated once, whatever number of matches it plays.
+
+    What a rating cost is in the first verdict that rests on it, so that costs add up.
+    """
 
     def __init__(self, judge: Rater, scale: float) -> None:
         super().__init__(judge.name, judge)
@@ -34,8 +37,11 @@ class Rated(Arbiter):
         return list(await asyncio.gather(*(self._rule(match) for match in matches)))
 
     async def _rule(self, match: Match) -> Ruling:
-        tasks = [self._rating(match, response) for response in (match.first, match.second)]
-        first, second = await asyncio.gather(*tasks)
+        both = match.first, match.second
+        fresh = [response.id not in self._rated for response in both]
+        tasks = [self._rating(match, response) for response in both]
+        rated = await asyncio.gather(*tasks)
+        first, second = (r if new else replace(r, cost=0.0) for r, new in zip(rated, fresh, strict=True))
         return Ruling(by_ratings(match, first, second, self._scale))
 
     def _rating(self, match: Match, response: Response) -> asyncio.Task[Rating | JudgeFailure]:
@@ -56,7 +62,7 @@ _REMEMBERED = 4096  # ratings; a prompt's matches follow one another closely
 class People(Arbiter):
     """People by themselves: every match goes to them."""
 
-    def __init__(self, pool: HumanPool) -> None:
+    def __init__(self, pool: Crowd) -> None:
         super().__init__(pool.name, pool)
         self.pool = pool
 

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from actors.judges.errors import JudgeError
 from actors.judges.questions import Piece, Question, Turn
 
 _MARK = re.compile("\x02(\\d+)\x03")
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictRequest:
-    """Which of the allowed answers comes next after ``prompt_ids``; any engine with log-probs of given ids answers it.
-
-    One token is generated, from ``verdict_ids`` alone; wanted are its log-probs *before* that constraint.
-    """
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    verdict_ids: tuple[tuple[int, ...], ...]
-    """The ids that express each allowed answer; no id expresses two."""
-
-
-def verdict_requests(encoder: QuestionEncoder, questions: Sequence[Question], prefix: str) -> list[VerdictRequest]:
-    """Requests for an engine, in order; their ids begin with ``prefix``. Template without rationale only."""
-    return [VerdictRequest(f"{prefix}-{i}", encoder.encode(q), encoder.verdict_ids) for i, q in enumerate(questions)]
 
 
 class QuestionEncoder:

@@ -9,18 +9,28 @@ from typing import Any
 
 import ray
 
+from actors.faults import StageFailed
 from actors.judges.endpoint import LONGEST_PAUSE, Endpoint
 from actors.judges.errors import JudgeError
 from actors.judges.keys import read_key
 from actors.judges.metering import Usage
 from actors.judges.prompted import PromptedPool
 from actors.judges.questions import Question, Questionnaire
-from actors.judges.replies import Reply
-from actors.pool import StageFailed, actor_options, remote_call
+from actors.judges.replies import Answered, Reply
+from actors.pool import actor_options, remote_call
 from actors.quiet import redirect_output
 from configs.judges import HttpJudge
 from configs.schema import Deadlines, Group
 from preference.types import JudgeInfo
+
+
+def definitions(judge: HttpJudge) -> tuple[str, str]:
+    """What stands in the judge's judgements as their definition: with probabilities, and without.
+
+    0 and 1 in place of probabilities are other values, so another definition. Raises JudgeError as ``Questionnaire``.
+    """
+    plain = Questionnaire(judge).definition(judge.url, judge.model)
+    return plain, f"{plain}-text"
 
 
 class HttpJudgeActor:
@@ -63,11 +73,10 @@ class HttpJudgePool(PromptedPool):
         remote: Any = ray.remote(HttpJudgeActor)
         options = {**actor_options(group), "max_concurrency": 2 * judge.concurrency + 2}
         self._actor = remote.options(**options).remote(judge, self._questions, spent, str(log_dir / f"{name}-0.log"))
-        definition = self._questions.definition(judge.url, judge.model)
+        plain, certain = definitions(judge)
         self._infos = {
-            False: JudgeInfo(judge.model, definition),
-            # 0 and 1 in place of probabilities are other values, so another definition.
-            True: JudgeInfo(f"{judge.model} (answers without probabilities)", f"{definition}-text"),
+            False: JudgeInfo(judge.model, plain),
+            True: JudgeInfo(f"{judge.model} (answers without probabilities)", certain),
         }
 
     async def ready(self) -> None:
@@ -82,8 +91,8 @@ class HttpJudgePool(PromptedPool):
         usage: Usage = await remote_call(self._actor.usage.remote(), who=f"judge {self.name}", seconds=self._start_s)
         return usage
 
-    def _info(self, *, certain: bool) -> JudgeInfo:
-        return self._infos[certain]
+    def _info(self, replies: Sequence[Reply]) -> JudgeInfo:
+        return self._infos[any(isinstance(r, Answered) and r.certain for r in replies)]
 
     async def _ask(self, questions: Sequence[Question]) -> list[Reply]:
         async with self._asking:

@@ -13,13 +13,14 @@ from typing import Any
 
 import ray
 
+from actors.judges.asking import Asks
 from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
 from actors.judges.identity import Started, common_identity, model_identity
 from actors.judges.prompted import PromptedPool
 from actors.judges.questions import Question
 from actors.judges.replies import Reply
-from actors.judges.verdict_engine import Asks, VerdictEngine
+from actors.judges.verdict_engine import VerdictEngine
 from actors.pool import actor_options
 from actors.quiet import redirect_output
 from configs.judges import LlmJudge
@@ -82,7 +83,7 @@ class LlmJudgePool(PromptedPool):
         identity = await common_identity(self.name, self._model, self._actors, self._deadlines.start_s)
         self._judge_info = JudgeInfo(self.name, self._questions.definition(identity))
 
-    def _info(self, *, certain: bool) -> JudgeInfo:
+    def _info(self, replies: Sequence[Reply]) -> JudgeInfo:
         return self._judge_info
 
     async def _ask(self, questions: Sequence[Question]) -> list[Reply]:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from actors.judges.questions import Question, Questionnaire
-from actors.judges.replies import Answered, Reply, Unanswered
+from actors.judges.replies import Reply, Unanswered
 from configs.judges import HttpJudge, LlmJudge
 from preference.types import (
     CandidateGroup,
@@ -38,8 +38,8 @@ class PromptedPool(ABC):
         """Replies in order. Raises JudgeError or StageFailed where the judge as a whole cannot go on."""
 
     @abstractmethod
-    def _info(self, *, certain: bool) -> JudgeInfo:
-        """Who judged; ``certain`` where answers came without probabilities, which makes them another judge's."""
+    def _info(self, replies: Sequence[Reply]) -> JudgeInfo:
+        """Who judged, by what was replied: without probabilities, or by other weights, it is another judge."""
 
     async def compare(self, matches: Sequence[Match]) -> list[Verdict | JudgeFailure]:
         """One result a match, in order. Every match is asked in both orders at once, all matches together."""
@@ -69,7 +69,7 @@ class PromptedPool(ABC):
             *match.ids,
             decision.outcome,
             decision.probability,
-            self._info(certain=forward.certain or backward.certain),
+            self._info(replies),
             order_flipped=decision.order_flipped,
             rationale="\n\n".join(r for r in (forward.rationale, backward.rationale) if r),
             seconds=time.monotonic() - started,
@@ -89,16 +89,14 @@ class PromptedPool(ABC):
             grade = mean_grade(reply.probabilities, self._questions.grades, self._rules)
         except NoVerdict as error:
             return self._failed((response.id,), [Unanswered(str(error)), reply], started)
-        info = self._info(certain=reply.certain)
-        return Rating(response.id, grade, info, reply.rationale, time.monotonic() - started, reply.cost)
+        return Rating(response.id, grade, self._info([reply]), reply.rationale, time.monotonic() - started, reply.cost)
 
     def _failed(self, ids: tuple[str, ...], replies: Sequence[Reply], started: float) -> JudgeFailure:
-        certain = any(isinstance(r, Answered) and r.certain for r in replies)
         return JudgeFailure(
             ids,
             Outcome.FAILED,
             "; ".join(dict.fromkeys(r.error for r in replies if isinstance(r, Unanswered))),
-            self._info(certain=certain),
+            self._info(replies),
             seconds=time.monotonic() - started,
             cost=sum(r.cost for r in replies),
         )

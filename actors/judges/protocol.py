@@ -42,6 +42,14 @@ class Comparer(JudgePool, Protocol):
         ...
 
 
+class Crowd(JudgePool, Protocol):
+    """People: what they are asked they answer later, if at all."""
+
+    async def submit(self, step: int, matches: Sequence[Match]) -> None:
+        """Ask people about these matches; what was submitted before is not asked again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """What came of asking about a match."""

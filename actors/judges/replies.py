@@ -14,6 +14,8 @@ class Answered:
     """The answer came as text without probabilities: 1 for what was said and 0 for the rest."""
     seconds: float = 0.0
     cost: float = 0.0
+    weights: str = ""
+    """Version of the weights that answered, where the engine knows it."""
 
 
 @dataclass(frozen=True, slots=True)

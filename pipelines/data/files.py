@@ -26,11 +26,11 @@ def write_pairs(run_dir: Path, out: Path) -> int:
     items = load_run(run_dir, model_path=record.fields["model.path"], prompts_path=None, rules=rules, cpus=1).items
     with out.open("w", encoding="utf-8") as file:
         for item in items:
-            file.write(json.dumps(_line(item), ensure_ascii=False) + "\n")
+            file.write(json.dumps(item_line(item), ensure_ascii=False) + "\n")
     return len(items)
 
 
-def _line(item: Item) -> dict[str, Any]:
+def item_line(item: Item) -> dict[str, Any]:
     """A record as `rondo offline` reads it; what a plain preference takes for granted is left out."""
     prompt = [{"role": m.role, "content": m.content} for m in item.prompt.messages]
     line: dict[str, Any] = {"id": item.id, "prompt": prompt}

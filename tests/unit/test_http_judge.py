@@ -80,7 +80,8 @@ class Direct(PromptedPool):
     async def _ask(self, questions):
         return list(await asyncio.gather(*(self._endpoint.ask(q) for q in questions)))
 
-    def _info(self, *, certain):
+    def _info(self, replies):
+        certain = any(isinstance(r, Answered) and r.certain for r in replies)
         return JudgeInfo("direct (text)" if certain else "direct", "hash")
 
 

@@ -1,4 +1,4 @@
-"""Human judge: people decide, through the web page of ``pipelines.annotate``, while the run goes on.
+"""Human judge: people decide, through the web page, while the run goes on.
 
     submit(step) ──> store <── labels ── page <── people        collect(step) ──> answers ──> consumed(step)
 
@@ -33,6 +33,8 @@ from preference.types import (
     Rating,
     Response,
     Verdict,
+    Vote,
+    content_id,
 )
 
 _OUTCOMES = {
@@ -99,6 +101,7 @@ class HumanPool:
         task, gold = Task.of(judge), read_gold(judge)
         self._store = Store(judge.store or sqlite_url(run_dir / STORE_NAME))
         self._store.configure(task, run_dir.name, expecting=True)
+        self._secret = self._store.state().secret
         self._store.add_gold(gold)
         self._store.add_people(judge.annotators, "annotator")
         self._store.add_people(judge.reviewers, "reviewer")
@@ -190,6 +193,7 @@ class HumanPool:
 
     def _answer(self, decided: Decided) -> HumanAnswer:
         outcome, labels = decided.decision.outcome, decided.labels
+        votes = tuple(Vote(self._pseudonym(g.annotator), g.choice.value, g.strength, g.seconds) for g in labels)
         seconds = sum(g.seconds for g in labels)
         reasons = "\n".join(dict.fromkeys(g.rationale for g in labels if g.rationale))
         ids = tuple(r.id for r in decided.item.responses)
@@ -197,14 +201,14 @@ class HumanPool:
         judgement: Judgement
         if outcome is Choice.CANNOT_JUDGE:
             error = f"none of {len(labels)} people could judge" + (f": {reasons}" if reasons else "")
-            judgement = JudgeFailure(ids, Outcome.ABSTAIN, error, info, seconds)
+            judgement = JudgeFailure(ids, Outcome.ABSTAIN, error, info, seconds, votes=votes)
         elif len(ids) == 1:
-            judgement = Rating(ids[0], decided.decision.probability, info, reasons, seconds)
+            judgement = Rating(ids[0], decided.decision.probability, info, reasons, seconds, votes=votes)
         else:
             result = _OUTCOMES[outcome]
             # Divided votes that are a tie by the rules are one in the verdict's probability, too.
             probability = 0.5 if result is Outcome.TIE else decided.decision.probability
-            judgement = Verdict(ids[0], ids[1], result, probability, info, False, reasons, seconds)
+            judgement = Verdict(ids[0], ids[1], result, probability, info, False, reasons, seconds, votes=votes)
         strengths = [g.strength for g in labels if g.strength is not None]
         return HumanAnswer(
             decided.id,
@@ -215,3 +219,7 @@ class HumanPool:
             fmean(strengths) if strengths else None,
             labels,
         )
+
+    def _pseudonym(self, name: str) -> str:
+        """What stands for a person outside of the store, whose secret is needed to make it of a name."""
+        return f"annotator-{content_id(self._secret, name)[:8]}" if name else ""
