@@ -238,6 +238,10 @@ class Tracking(Section):
     """MLflow experiment."""
     registered_model: str = ""
     """Name in the model registry for the final model; empty: the run's name."""
+    trace_judgements: Annotated[int, Field(ge=0)] = 4
+    """Prompts of a step whose judgements become traces in MLflow; every one that people judge does, whatever this is."""
+    parent: str = Field("", pattern=r"^[^'`]*$")
+    """Name of a run in the experiment that this one is nested under, as those of a sweep are; made if it is missing."""
 
 
 class Checkpointing(Section):

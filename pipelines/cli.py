@@ -14,7 +14,7 @@ import click
 
 from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
-from pipelines import submit
+from pipelines import cli_looking, submit
 from pipelines.plan import command as planning
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -36,6 +36,8 @@ def main() -> None:
 
 
 main.add_command(submit.command)
+for looking in (cli_looking.report, cli_looking.compare, cli_looking.sweep, cli_looking.sync):
+    main.add_command(looking)
 main.add_command(planning.plan)
 
 
@@ -119,8 +121,9 @@ def pairs(run: str, file: str, root: str) -> None:
     show_default=True,
     help="Format of a file's records; auto: recognised by the fields of the first one.",
 )
+@click.option("--track/--no-track", default=True, show_default=True, help="Also put a run's figures into MLflow.")
 @click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
-def inspect(source: str, html: str | None, format: str, root: str) -> None:
+def inspect(source: str, html: str | None, format: str, track: bool, root: str) -> None:
     """Diagnose preference data: length bias, diversity, the judge's doubts, coverage, of a run or of any pair file."""
     from rich.console import Console
 
@@ -129,7 +132,8 @@ def inspect(source: str, html: str | None, format: str, root: str) -> None:
 
     path = Path(source) if Path(source).is_file() else _run_dir(source, root)
     try:
-        diagnose(path, Console(), Path(html) if html else None, DataRules(format=format))  # type: ignore[arg-type]
+        rules = DataRules(format=format)  # type: ignore[arg-type]
+        diagnose(path, Console(), Path(html) if html else None, rules, track)
     except Exception as error:
         _stop(error)
 

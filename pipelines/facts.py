@@ -33,6 +33,17 @@ def hardware_facts() -> dict[str, str]:
     }
 
 
+def cluster_facts() -> dict[str, str]:
+    """Nodes and resources of the Ray cluster that this process has joined; no host names."""
+    import ray
+
+    total = ray.cluster_resources()
+    shape = {name: f"{total.get(name, 0):g}" for name in ("CPU", "GPU")}
+    shape["memory_gb"] = f"{total.get('memory', 0) / 1e9:.0f}"
+    shape["nodes"] = str(sum(1 for node in ray.nodes() if node["Alive"]))
+    return {f"cluster.{name}": value for name, value in shape.items()}
+
+
 def git_facts() -> dict[str, str]:
     """Commit of the code that runs and whether its working tree differs; "unknown" outside a repository."""
     here = str(Path(__file__).resolve().parent)

@@ -15,7 +15,7 @@ from pipelines.scoring import score_examples
 from pipelines.stages import Judge, Observer, Reference, Sampler
 from pipelines.timing import Stopwatch
 from preference.batching import Example
-from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics
+from preference.reports import BeforeAfter, EvalReport, Judged, ProbeMetrics, PromptScores
 from preference.types import CandidateGroup, Prompt, Version
 from preference.winrate import length_controlled_win_rate, outcomes, win_rate
 
@@ -95,6 +95,7 @@ class HeldOut:
             kl=await self._kl(after.groups),
             examples=_examples(before, after),
             seconds=time.monotonic() - started,
+            prompts=_prompt_scores(before, after),
         )
 
     async def probe(self, step: int, watch: Stopwatch) -> ProbeMetrics | None:
@@ -149,6 +150,13 @@ class HeldOut:
         return SamplePlan(
             step, purpose, 1, sampling.max_tokens, evaluation.temperature, sampling.top_p, self._config.run.seed
         )
+
+
+def _prompt_scores(before: Answers, after: Answers) -> tuple[PromptScores, ...]:
+    return tuple(
+        PromptScores(group.prompt.id, tuple(s[i] for s in before.scores), tuple(s[i] for s in after.scores))
+        for i, group in enumerate(before.groups)
+    )
 
 
 def _examples(before: Answers, after: Answers, count: int = 3) -> tuple[BeforeAfter, ...]:

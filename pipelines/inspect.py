@@ -6,58 +6,43 @@ all text, runs no script and loads nothing.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.data.rules import DataError, DataRules
+from pipelines.data.rules import DataRules
 from pipelines.inspect_figures import figures
 from pipelines.inspect_sources import read_corpus
+from pipelines.page import Example, Section, page, pictures, readable, write_page
+from pipelines.tracking import TrackingError, log_diagnosis
 from pipelines.wording import plain
-from preference.diagnostics import Diagnosis, diagnose
+from preference.diagnostics import Diagnosis, diagnose, scalars
 from preference.findings import findings, percent
 from preference.texts import same_but_for_formatting
 
 EXAMPLES = 5
-SHOWN = 2000  # characters of a text on the page
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A titled table of names and values."""
+def inspect(
+    path: Path, console: Console, html: Path | None = None, rules: DataRules | None = None, track: bool = False
+) -> Diagnosis:
+    """Read, measure and show a run or a file; write the page to ``html`` if that is given. Raises DataError.
 
-    title: str
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """Two texts that show what a number is about."""
-
-    title: str
-    first: str
-    second: str
-
-
-def inspect(path: Path, console: Console, html: Path | None = None, rules: DataRules | None = None) -> Diagnosis:
-    """Read, measure and show a run or a file; write the page to ``html`` if that is given. Raises DataError."""
+    With ``track`` a run's numbers and figures go to its MLflow run; without MLflow that is a warning.
+    """
     diagnosis = diagnose(read_corpus(path, rules))
     show(diagnosis, console)
     if html is not None:
-        try:
-            html.write_text(render(diagnosis), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--html {html}: {error.strerror or error}") from None
+        write_page(html, render(diagnosis), "--html")
         console.print(Text(f"written to {html}"))
+    if track and path.is_dir():
+        try:
+            log_diagnosis(path, scalars(diagnosis), figures(diagnosis))
+        except TrackingError as error:
+            console.print(Text(f"not in MLflow: {plain(str(error))}", style="yellow"))
     return diagnosis
 
 
@@ -76,27 +61,14 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
 
 def render(diagnosis: Diagnosis) -> str:
     """The page: figures are inside it, as are the styles."""
-    return _template().render(
+    return page(
+        "inspect.html",
         source=diagnosis.corpus.source,
         sections=sections(diagnosis),
         findings=findings(diagnosis),
-        figures={name: _png(figure) for name, figure in figures(diagnosis).items()},
+        pictures=pictures(figures(diagnosis)),
         examples=examples(diagnosis),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("pipelines", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("inspect.html")
-
-
-def _png(figure: object) -> str:
-    image = io.BytesIO()
-    figure.savefig(image, format="png")  # type: ignore[attr-defined]
-    return base64.b64encode(image.getvalue()).decode()
 
 
 def sections(d: Diagnosis) -> tuple[Section, ...]:
@@ -196,14 +168,7 @@ def examples(d: Diagnosis) -> tuple[Example, ...]:
     found += [
         Example("chosen and rejected of the most unequal lengths", p.chosen.text, p.rejected.text) for p in uneven
     ]
-    return tuple(Example(e.title, _cut(e.first), _cut(e.second)) for e in found)
-
-
-def _cut(text: str) -> str:
-    """Readable and short; what reorders or hides text is made visible as a space."""
-    lines: Sequence[str] = text.split("\n")
-    text = "\n".join(plain(line) for line in lines)
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    return tuple(Example(e.title, readable(e.first), readable(e.second)) for e in found)
 
 
 def _number(value: float, unit: str, sign: str = "", digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.plots import finish, new_figure
+from pipelines.figures import finish, new_figure
 from preference.diagnostics import Diagnosis
 
 BINS = 30

@@ -102,6 +102,8 @@ class Loop:
             train=metrics,
             ages=ages(prepared.scored, trained_on),
             rows=prepared.rows,
+            judged=prepared.judged,
+            waiting=prepared.waiting,
         )
 
     async def publish(self, version: Version, watch: Stopwatch) -> None:

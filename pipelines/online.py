@@ -78,7 +78,10 @@ class OnlineSource:
         if journaled is None:
             self._ledger.prepared(step, [i.id for i in items])
         rows = sample_rows(judged, scored)
-        return Prepared(fates, scored, mismatched, sample_metrics(judged), probe, rows, watch)
+        waiting = tuple(self._judge.waiting(step)) if journaled is None else ()
+        return Prepared(
+            fates, scored, mismatched, sample_metrics(judged), probe, rows, watch, tuple(judged), waiting
+        )  # fmt: skip
 
     async def _sample_and_judge(self, step: int, watch: Stopwatch) -> list[JudgedGroup]:
         """Each prompt is judged as soon as its candidates are complete, while others are still decoding."""

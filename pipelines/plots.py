@@ -1,4 +1,4 @@
-"""What a run tells about itself, whatever tracks it: metrics by name, and figures."""
+"""What a run tells about itself, whatever tracks it: metrics by name. ``pipelines.figures`` draws them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from preference.reports import EvalReport, SampleRow, StepReport, TrainMetrics
 from preference.types import Fate
@@ -18,8 +17,8 @@ _FATES = {
     Fate.TRAINED: "trained on",
     Fate.TIED: "whose best and worst candidate were too close to call",
     Fate.IDENTICAL: "whose candidates were all the same text",
-    Fate.UNOPPOSED: "without a response of an opponent to pair with",
     Fate.UNFINISHED: "with too few finished candidates left",
+    Fate.UNOPPOSED: "without a response of an opponent to pair with",
     Fate.JUDGE_FAILED: "whose judgements failed",
     Fate.ABSTAINED: "the judge declined to rank",
     Fate.WAITING: "waits for people's labels",
@@ -49,9 +48,9 @@ METRICS: dict[str, str] = {
     "objective/entropy": "Mean -log pi of sampled responses, nats per response",
     "objective/scores": "Mean judge score of every sampled candidate",
     "objective/scores_std": "Standard deviation of those scores",
-    "inspect/<name>": "What `rondo inspect` measured on the pairs of the whole run",
-    "opponents/<name>": "Win rate of the policy against an opponent (ties half), games, weight loads, unusable responses",
     "objective/<name>": "Further figures of the chosen objective",
+    "inspect/<name>": "What `rondo inspect` measured on the pairs of the whole run",
+    "opponents/<name>": "Win rate against an opponent (ties half), games, weight loads, unusable responses",
     "probe/score": "Mean judge score of fresh samples on held-out prompts: free of pair selection",
     "response/length": "Mean sampled response length, tokens",
     "response/missing_eos": "Share of sampled responses cut off at the token limit",
@@ -112,11 +111,11 @@ def step_metrics(report: StepReport) -> dict[str, float]:
             "response/length": sample.length,
             "response/missing_eos": sample.missing_eos,
             **{f"judge/{name}": value for name, value in asdict(sample.judge).items()},
+        }
     if sample and sample.opponents is not None:
         values |= {f"opponents/{f.player}/win_rate": f.win_rate for f in sample.opponents.faced}
         values |= {f"opponents/{f.player}/games": f.games for f in sample.opponents.faced}
         values |= {"opponents/loads": sample.opponents.loads, "opponents/unusable": sample.opponents.unusable}
-        }
     values |= {f"time/{stage.name}": stage.seconds for stage in report.stages}
     values |= {f"tokens_per_s/{stage.name}": stage.tokens_per_s for stage in report.stages if stage.tokens}
     if report.probe:
@@ -181,12 +180,12 @@ def eval_metrics(report: EvalReport) -> dict[str, float]:
             f"eval/score_before{suffix}": judged.score_before,
             f"eval/score_after{suffix}": judged.score_after,
         }
-    return values
+    return _defined(values)
 
 
 def is_known(name: str) -> bool:
-    """Whether METRICS gives ``name`` a meaning; ``objective/<name>`` covers an objective's own figures."""
-    return name in METRICS or name.startswith("objective/")
+    """Whether METRICS gives ``name`` a meaning; ``<name>`` in a key stands for whatever comes there."""
+    return name in METRICS or f"{name.partition('/')[0]}/<name>" in METRICS
 
 
 def history_of(steps: Sequence[StepReport], evaluations: Sequence[EvalReport]) -> dict[str, dict[int, float]]:
@@ -211,83 +210,3 @@ def repetition(before: Sequence[SampleRow], after: Sequence[SampleRow]) -> tuple
             return None
         shares.append(sum(n for n in phrases.values() if n > 1) / phrases.total())
     return shares[0], shares[1]
-
-
-def reward_figure(history: History) -> Any:
-    """Mean judge score of sampled candidates, with held-out probe and evaluations, over optimizer steps."""
-    figure, axes = new_figure()
-    axes.plot(*_xy(history, "objective/scores"), color="C0", label="sampled in training")
-    axes.plot(*_xy(history, "probe/score"), "o--", color="C1", ms=4, lw=1, label="held-out probe")
-    axes.plot(*_xy(history, "eval/score_after"), "*", color="C3", ms=12, label="held-out evaluation")
-    if before := history.get("eval/score_before"):
-        axes.axhline(before[max(before)], color="0.6", ls=":", label="initial policy, held-out")
-    return finish(figure, axes, "optimizer step", "mean judge score", "Reward over iterations")
-
-
-def reward_vs_kl_figure(history: History) -> Any:
-    """Held-out judge score against KL to the reference, coloured by step: over-optimisation bends it down."""
-    figure, axes = new_figure()
-    series = {
-        "probe": (history.get("objective/kl", {}), history.get("probe/score", {}), "o", 25),
-        "evaluation": (history.get("eval/kl", {}), history.get("eval/score_after", {}), "*", 160),
-    }
-    last = max((step for kl, _, _, _ in series.values() for step in kl), default=1)
-    drawn = None
-    for label, (kl, score, marker, size) in series.items():
-        if steps := sorted(set(kl) & set(score)):
-            drawn = axes.scatter(
-                [kl[s] for s in steps], [score[s] for s in steps], c=steps, cmap="viridis", vmin=0, vmax=max(last, 1),
-                marker=marker, s=size, label=label, edgecolors="0.3", linewidths=0.4,
-            )  # fmt: skip
-    if drawn is not None:
-        figure.colorbar(drawn, ax=axes, label="optimizer step")
-    return finish(figure, axes, "KL to the reference, nats per response", "mean held-out judge score", "Reward and KL")
-
-
-def win_rate_figure(history: History) -> Any:
-    """Held-out win rate against the initial policy, a line a judge, with Wilson 95% intervals."""
-    figure, axes = new_figure()
-    for suffix, label, marker in (("", "judge trained on", "o"), ("_second", "second judge", "s")):
-        steps, rates = _xy(history, f"eval/win_rate{suffix}")
-        ends = [_xy(history, f"eval/win_rate_{end}{suffix}")[1] for end in ("low", "high")]
-        if steps and len(steps) == len(ends[0]) == len(ends[1]):
-            errors = [[max(0.0, abs(rate - end)) for rate, end in zip(rates, side, strict=True)] for side in ends]
-            axes.errorbar(steps, rates, yerr=errors, marker=marker, ms=5, capsize=3, label=label)
-    axes.axhline(0.5, color="0.6", ls=":", label="no better than the initial policy")
-    axes.set_ylim(-0.02, 1.02)
-    return finish(figure, axes, "optimizer step", "win rate", "Held-out win rate against the initial policy")
-
-
-def all_figures(history: History) -> dict[str, Any]:
-    """Every figure of a run by file stem; each is a matplotlib ``Figure``."""
-    return {
-        "reward": reward_figure(history),
-        "reward_vs_kl": reward_vs_kl_figure(history),
-        "win_rate": win_rate_figure(history),
-    }
-
-
-def _xy(history: History, name: str) -> tuple[list[int], list[float]]:
-    values = history.get(name, {})
-    return sorted(values), [values[step] for step in sorted(values)]
-
-
-def new_figure() -> tuple[Any, Any]:
-    """(figure, axes) in the size and style of all figures."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # never pyplot: no global state, no display
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def finish(figure: Any, axes: Any, x: str, y: str, title: str) -> Any:
-    """Name the axes, add grid and legend; returns the figure."""
-    axes.set(xlabel=x, ylabel=y, title=title)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
-    if x == "optimizer step":
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure

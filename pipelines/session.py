@@ -20,6 +20,7 @@ from configs.loading import ConfigError, config_hash, differing_fields, scientif
 from configs.runs import RunConfig, TrainingConfig
 from pipelines.doctor import cluster_shortfalls
 from pipelines.export import export_published
+from pipelines.facts import cluster_facts
 from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
 from pipelines.loop import Loop, Stages
 from pipelines.progress import Progress
@@ -190,6 +191,7 @@ async def run_session(
         write_record(run_dir, record)
         watchers = Watchers(progress, tracker, run_dir, record)
         join_cluster(config)
+        tracker.log_cluster(cluster_facts())
         quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
         refuse_invisible(run_dir)
         await body(Session(run_dir, record, ledger, watchers, progress, tracker))

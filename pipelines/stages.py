@@ -109,6 +109,8 @@ class Prepared:
     probe: ProbeMetrics | None
     rows: tuple[SampleRow, ...]
     watch: Stopwatch
+    judged: tuple[JudgedGroup, ...] = ()  # what the items were made of
+    waiting: tuple[JudgedGroup, ...] = ()  # what people have been asked about and have not decided
 
 
 class Source(Protocol):

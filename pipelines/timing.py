@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ T = TypeVar("T")
 class _Span:
     seconds: float = 0.0
     tokens: int = 0
+    began: float = math.inf
+    ended: float = -math.inf
 
 
 class Stopwatch:
@@ -24,6 +27,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._epoch = time.time() - self._started  # one clock reading: bars of a timeline never run backwards
         self._spans: dict[str, _Span] = {}
 
     @contextmanager
@@ -34,16 +38,19 @@ class Stopwatch:
         try:
             yield span
         finally:
+            ended = time.monotonic()
             total = self._spans.setdefault(name, _Span())
-            total.seconds += time.monotonic() - started
+            total.seconds += ended - started
             total.tokens += span.tokens
+            total.began = min(total.began, self._epoch + started)
+            total.ended = max(total.ended, self._epoch + ended)
 
     async def timed(self, name: str, work: Awaitable[T]) -> T:
         with self.stage(name):
             return await work
 
     def stages(self) -> tuple[StageTime, ...]:
-        return tuple(StageTime(name, s.seconds, s.tokens) for name, s in self._spans.items())
+        return tuple(StageTime(name, s.seconds, s.tokens, s.began, s.ended) for name, s in self._spans.items())
 
     def elapsed(self) -> float:
         return time.monotonic() - self._started

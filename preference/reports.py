@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from preference.types import Fate, Version
+from preference.types import Fate, JudgedGroup, Version
 from preference.winrate import WinRate as WinRate
 from preference.winrate import wilson
 
@@ -18,6 +18,8 @@ class StageTime:
     name: str  # sample | judge | pair | reference | train | publish | load
     seconds: float
     tokens: int  # tokens the stage worked on (0 where tokens have no meaning)
+    began: float = math.nan  # seconds since the epoch: its first start and its last end in the iteration
+    ended: float = math.nan
 
     @property
     def tokens_per_s(self) -> float:
@@ -77,8 +79,6 @@ class JudgeMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleMetrics:
-@dataclass(frozen=True, slots=True)
 class Faced:
     """How the policy fared against one opponent in an iteration: each of its responses against each of the other's."""
 
@@ -96,6 +96,8 @@ class OpponentMetrics:
     unusable: int  # prompts that an opponent's response could not be had for: too long, or not in the policy's tokens
 
 
+@dataclass(frozen=True, slots=True)
+class SampleMetrics:
     """Over every candidate that the policy sampled in the iteration, trained on or not."""
 
     score: float  # mean judge score
@@ -104,9 +106,9 @@ class OpponentMetrics:
     missing_eos: float  # share of responses cut off
     entropy: float  # mean over responses of -sum log pi, nats (Monte Carlo)
     judge: JudgeMetrics
-
-
     opponents: OpponentMetrics | None = None  # None: the policy plays against itself alone
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeMetrics:
     """Fresh samples on a rotating handful of held-out prompts: reward beside KL, unbiased by pair selection."""
@@ -141,6 +143,8 @@ class StepReport:
     train: TrainMetrics | None  # None: no pair survived, the step was skipped
     ages: tuple[int, ...]  # per trained pair, in versions
     rows: tuple[SampleRow, ...]
+    judged: tuple[JudgedGroup, ...] = ()  # what the items were made of
+    waiting: tuple[JudgedGroup, ...] = ()  # what people had been asked about and had not decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,15 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Scores of the two answers to one held-out prompt, one a judge; nan where the judge failed."""
+
+    prompt_id: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EvalReport:
     step: int
     version: Version
@@ -173,3 +186,4 @@ class EvalReport:
     kl: float  # of all held-out answers to the reference, nats per response
     examples: tuple[BeforeAfter, ...]
     seconds: float
+    prompts: tuple[PromptScores, ...] = ()  # every held-out prompt: what two runs are compared by

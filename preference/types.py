@@ -165,6 +165,21 @@ class JudgeInfo:
 
     name: str
     definition_hash: str
+    weights: str = ""
+    """Version of the weights that judged, where they change during a run (two where that was between the orders)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What one person said, where people judge."""
+
+    annotator: str
+    """A pseudonym that says nothing outside of the run's annotation store; empty: the person has been erased."""
+    choice: str
+    """first, second, tie, both_bad, cannot_judge, up or down."""
+    strength: int | None = None
+    """How much better, 1 slightly to 3 much."""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +192,8 @@ class Rating:
     rationale: str = ""
     seconds: float = 0.0
     cost: float = 0.0
+    votes: tuple[Vote, ...] = ()
+    """Whose words it rests on, where people judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +212,8 @@ class Verdict:
     """Time from asking to the verdict, of all the calls it took."""
     cost: float = 0.0
     """What it cost, in the currency of the judge's configured prices."""
+    votes: tuple[Vote, ...] = ()
+    """Whose words it rests on, where people judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +226,7 @@ class JudgeFailure:
     judge: JudgeInfo
     seconds: float = 0.0
     cost: float = 0.0
+    votes: tuple[Vote, ...] = ()
 
 
 Judgement = Rating | Verdict | JudgeFailure
@@ -274,6 +294,7 @@ class Fate(StrEnum):
     TIED = "tied"
     IDENTICAL = "identical"
     UNFINISHED = "unfinished"  # too few candidates left under the missing-EOS policy
+    UNOPPOSED = "unopposed"  # no opponent's response to make a pair with
     JUDGE_FAILED = "judge_failed"
     ABSTAINED = "abstained"
     WAITING = "waiting"  # for people; its labels come with a later batch, which then decides its fate
@@ -290,4 +311,3 @@ class Scored:
 
     item: Item
     reference: tuple[NDArray[np.float32], ...]
-    UNOPPOSED = "unopposed"  # no opponent's response to make a pair with

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from configs.loading import flatten, validate
+from configs.loading import config_hash, flatten, scientific, validate
 from configs.runs import RunConfig
 from pipelines.plots import METRICS, is_known
-from pipelines.tracking import Tracker, TrackingError, _free_port
+from pipelines.tracking import Tracker, TrackingError
+from pipelines.tracking.client import free_port
 from preference.reports import (
     BeforeAfter,
     EvalReport,
@@ -23,9 +24,9 @@ from preference.reports import (
     StageTime,
     StepReport,
 )
-from preference.types import Fate, Version
+from preference.types import Fate, Version, content_id
 from preference.winrate import WinRate
-from tests.factories import JUDGING, TRAINED
+from tests.factories import JUDGING, TRAINED, judged
 
 
 def step(number: int) -> StepReport:
@@ -40,6 +41,7 @@ def step(number: int) -> StepReport:
         train=replace(TRAINED, loss=0.6, scalars={"bonus": 7.0}),
         ages=(0,) * 14,
         rows=tuple(SampleRow(f"p{i}", "why?", "because \ud800 😀", 0.1 * i, "chosen", "0.1", 9) for i in range(3)),
+        judged=(judged([0.1, 0.9], f"s{number}"),),
     )
 
 
@@ -54,6 +56,12 @@ EVAL = EvalReport(
     (BeforeAfter("q", "a", "b", 0.1, 0.9),),
     2.0,
 )
+
+
+def client(tracker: Tracker) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracker.uri)
 
 
 @pytest.fixture(scope="module")
@@ -80,35 +88,37 @@ def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.Capture
     tracker.log_eval(EVAL)
     tracker.finish("KILLED")
 
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracker.uri)
-    run = client.get_run(tracker.run_id)
+    store = client(tracker)
+    run = store.get_run(tracker.run_id)
     assert run.info.status == "KILLED"
     assert run.info.run_name == "first"
-    assert {k: run.data.params[k] for k in flatten(config)} == flatten(config)
-    assert {"package.mlflow", "package.torch", "git.commit", "hardware.cores"} <= set(run.data.params)
+    assert run.data.params == scientific(config)  # what defines the experiment, and nothing else
+    elsewhere = {k: v for k, v in flatten(config).items() if k not in scientific(config)}
+    assert elsewhere == {k: run.data.tags[k] for k in elsewhere}
+    assert {"package.mlflow", "package.torch", "git.commit", "hardware.cores"} <= set(run.data.tags)
     assert run.data.tags["attempt"] == "1"
 
     later = config_for(root, "first", resources={"trainer": {"actors": 2}}, deadlines={"call_s": 5})
     again = Tracker.open(later, run_dir, tracker.run_id, warn=warnings.append)
     assert again.run_id == tracker.run_id
-    assert client.get_run(again.run_id).info.status == "RUNNING"
+    again._outbox.drain(60)
+    assert store.get_run(again.run_id).info.status == "RUNNING"
+    again.log_cluster({"cluster.nodes": "2"})
     again.log_inputs(config)
     again.log_step(step(3))  # a replayed step
     again.log_step(step(4))
     again.finish("FINISHED")
     assert capfd.readouterr() == ("", "")
 
-    run = client.get_run(tracker.run_id)
+    run = store.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["resources.trainer.actors"] == "1"
+    assert "resources.trainer.actors" not in run.data.params
     assert run.data.tags["resources.trainer.actors"] == "2"
-    assert run.data.tags["attempt"] == "2"
+    assert (run.data.tags["attempt"], run.data.tags["cluster.nodes"]) == ("2", "2")
     assert (run.data.tags["judge"], run.data.tags["judge_second"]) == ("vader", "b")
     assert all(is_known(name) for name in run.data.metrics)
     assert {"eval/win_rate_second", "objective/bonus", "tokens_per_s/train", "prompts/tied"} <= set(run.data.metrics)
-    assert {p.step: p.value for p in client.get_metric_history(tracker.run_id, "objective/kl")} == {
+    assert {p.step: p.value for p in store.get_metric_history(tracker.run_id, "objective/kl")} == {
         1: 1.5, 2: 3.0, 3: 4.5, 4: 6.0,
     }  # fmt: skip
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
@@ -116,13 +126,13 @@ def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.Capture
     assert (inputs["training"].name, inputs["heldout"].name) == ("train", "heldout")
     assert json.loads(inputs["training"].profile) == {"num_rows": 5}
     assert len({i.digest for i in inputs.values()}) == 2
-    table = client.load_table(run.info.experiment_id, "samples/step-000003.json", [tracker.run_id])
+    table = store.load_table(run.info.experiment_id, "samples/step-000003.json", [tracker.run_id])
     assert len(table) == 3  # not doubled by the replay
     assert list(table.columns) == ["step", "prompt_id", "prompt", "response", "score", "role", "version", "tokens"]
-    assert len(client.load_table(run.info.experiment_id, "samples/eval-000003.json", [tracker.run_id])) == 1
+    assert len(store.load_table(run.info.experiment_id, "samples/eval-000003.json", [tracker.run_id])) == 1
     assert {"path": "samples/step-000004.json", "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])
-    plots = {f.path for f in client.list_artifacts(tracker.run_id, "plots")}
-    assert plots == {"plots/reward.png", "plots/reward_vs_kl.png", "plots/win_rate.png"}
+    plots = {f.path for f in store.list_artifacts(tracker.run_id, "plots")}
+    assert {"plots/reward.png", "plots/reward_vs_kl.png", "plots/win_rate.png", "plots/drift.png"} <= plots
     assert warnings == []
     assert (root / "mlartifacts").is_dir()
 
@@ -130,66 +140,47 @@ def test_a_killed_run_is_resumed_and_read_back(root: Path, capfd: pytest.Capture
 def test_a_thousand_tables_do_not_overflow_their_tag(root: Path) -> None:
     warnings: list[str] = []
     tracker = Tracker.open(config_for(root, "long"), root / "long", warn=warnings.append)
-    tracker._client.set_tag(  # as 1000 steps leave it
+    client(tracker).set_tag(  # as 1000 steps leave it
         tracker.run_id,
         "mlflow.loggedArtifacts",
         json.dumps([{"path": f"samples/step-{i:06d}.json", "type": "table"} for i in range(100)]),
     )
     tracker.log_step(step(999_999))
-    tables = json.loads(tracker._client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])
+    tracker.finish("FINISHED")
+    tables = json.loads(client(tracker).get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])
     assert len(tables) == 100
     assert tables[-1]["path"] == "samples/step-999999.json"
     assert warnings == []
 
 
-def test_mlflow_failing_keeps_the_run_going_and_delivers_later(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    warnings: list[str] = []
-    tracker = Tracker.open(config_for(root, "flaky"), root / "flaky", warn=warnings.append)
-
-    def down(*_: object, **__: object) -> None:
-        raise ConnectionError("connection refused")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker._client, "log_batch", down)
-        tracker.log_step(step(1))
-        tracker.log_step(step(2))
-        tracker.log_eval(EVAL)
-    assert len(warnings) == 1
-    assert "connection refused" in warnings[0]
-    tracker.log_step(step(3))
-    assert [p.step for p in tracker._client.get_metric_history(tracker.run_id, "loss")] == [1, 2, 3]
-    assert "is back" in warnings[1]
-
-    monkeypatch.setattr(tracker._client, "log_batch", down)
-    monkeypatch.setattr("pipelines.tracking.time.sleep", lambda seconds: None)
-    tracker.log_step(step(4))
-    tracker.finish("FINISHED")
-    assert "MLFLOW IS INCOMPLETE" in warnings[-1]
-    assert "metrics of step 4" in warnings[-1]
-
-
-def test_what_mlflow_refuses_does_not_hold_up_the_rest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "no space left on disk")
-
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(root: Path) -> None:
     warnings: list[str] = []
     tracker = Tracker.open(config_for(root, "refused"), root / "refused", warn=warnings.append)
-    tracker._metrics({"loss": 1.0, "no/such/metric": 1.0}, 1)
-    assert "no/such/metric" in warnings[0]
-    tracker._metrics({"objective/not a % name": 1.0}, 1)
-    assert "MLflow refused metrics of step 1" in warnings[1]
-    monkeypatch.setattr(tracker._client, "log_text", full)
+    report = step(1)
+    assert report.train
+    odd = replace(report.train, scalars={"not a % name": 1.0})
+    tracker.log_step(replace(report, train=odd))
     tracker.log_step(step(2))
-    assert "disk" in warnings[-1]
-    assert tracker._client.get_run(tracker.run_id).data.metrics["loss"] == 0.6
-    assert set(tracker._client.get_run(tracker.run_id).data.metrics) <= set(METRICS) | {"objective/bonus"}
+    tracker.finish("FINISHED")
+    assert "MLflow refused step 1" in warnings[0]
+    assert "INCOMPLETE: 1 entries" in warnings[1]
+    run = client(tracker).get_run(tracker.run_id)
+    assert run.data.metrics["loss"] == 0.6
+    assert set(run.data.metrics) <= set(METRICS) | {"objective/bonus"}
 
 
-def test_a_run_that_the_store_lost_starts_anew(root: Path) -> None:
+def test_a_run_that_the_store_lost_is_sent_anew_from_its_beginning(root: Path) -> None:
     warnings: list[str] = []
-    tracker = Tracker.open(config_for(root, "lost"), root / "lost", "0" * 32, warn=warnings.append)
-    assert tracker.run_id != "0" * 32
+    first = Tracker.open(config_for(root, "lost"), root / "lost", warn=warnings.append)
+    first.log_step(step(1))
+    first.finish("KILLED")
+    client(first).delete_run(first.run_id)
+    tracker = Tracker.open(config_for(root, "lost"), root / "lost", first.run_id, warn=warnings.append)
+    tracker.log_step(step(2))
+    tracker.finish("FINISHED")
+    assert tracker.run_id != first.run_id
     assert "no longer exists" in warnings[0]
+    assert [p.step for p in client(tracker).get_metric_history(tracker.run_id, "loss")] == [1, 2]
 
 
 def test_an_unreachable_server_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -223,34 +214,56 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_final_model_is_in_the_registry_and_answers(
+def test_the_final_model_is_in_the_registry_with_its_lineage_and_answers(
     root: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     warnings: list[str] = []
-    tracker = Tracker.open(config_for(root, "model"), root / "model", warn=warnings.append)
-    tracker.log_step(step(1))
+
+    def run(name: str, wins: int, judge: str = "vader", model: Path = tiny_model) -> Tracker:
+        tracker = Tracker.open(config_for(root, name), root / name, warn=warnings.append)
+        tracker.log_inputs(config_for(root, name))
+        tracker.log_step(step(1))
+        won = replace(JUDGED, judge=judge, win_rate=WinRate(wins, 0, 10 - wins, wins / 10, 0.1, 0.9))
+        tracker.log_eval(replace(EVAL, step=1, judges=(won,)))
+        tracker.log_model(model, "rondo-model")
+        tracker.log_model(model, "rondo-model")  # told twice, registered once
+        tracker.finish("FINISHED")
+        return tracker
+
     capfd.readouterr()
-    assert tracker.log_model(tiny_model, "rondo-model") == "1"
+    first = run("model", wins=8)
     assert capfd.readouterr().err == ""
-    assert tracker.log_model(tiny_model, "rondo-model") == "2"
-    assert tracker.log_model(root / "no-model", "rondo-model") is None
-    assert "no-model" in warnings[0]
+    run("model-2", wins=6)
+    assert warnings == []
+    run("model-3", wins=9, judge="another")
+    assert "version 1 stays `best`" in warnings[-1]
+    run("model-4", wins=9, model=root / "no-model")
+    assert any("refused model of step 1" in w and "no-model" in w for w in warnings)
 
     import mlflow
 
-    client = tracker._client
-    version = client.get_model_version_by_alias("rondo-model", "candidate")
-    assert (version.version, version.run_id) in ((2, tracker.run_id), ("2", tracker.run_id))
-    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    store = client(first)
+    versions = {str(v.version): v for v in store.search_model_versions("name = 'rondo-model'")}
+    assert set(versions) == {"1", "2", "3"}
+    aliases = store.get_registered_model("rondo-model").aliases
+    assert {k: str(v) for k, v in aliases.items()} == {"candidate": "3", "best": "1"}
+    tags = versions["1"].tags
+    assert tags["rondo.config_hash"] == config_hash(config_for(root, "model"))
+    assert tags["rondo.reference"] == "/models/x"
+    assert tags["rondo.version"] == "0.1"
+    assert tags["rondo.judge." + content_id("test")[:8]] == "test 0"
+    assert tags["rondo.data.training"].startswith("train ")
+    assert float(tags["rondo.eval.win_rate"]) == 0.8
+    assert len(tags["rondo.git.commit"]) >= 7
+    assert versions["1"].run_id == first.run_id
     assert mlflow.active_run() is None
-    experiment = client.get_run(tracker.run_id).info.experiment_id
-    logged = {m.model_id: m for m in client.search_logged_models([experiment])}
-    assert sorted(str(m.status) for m in logged.values()) == ["FAILED", "READY", "READY"]
+    experiment = store.get_run(first.run_id).info.experiment_id
+    logged = {m.model_id: m for m in store.search_logged_models([experiment])}
+    assert sorted(str(m.status) for m in logged.values()) == ["READY"] * 3
     assert all(str(root / "mlartifacts") in m.artifact_location for m in logged.values())
     model = mlflow.pyfunc.load_model("models:/rondo-model@candidate")
     answer = model.predict({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4})
     assert answer[0]["usage"]["completion_tokens"] <= 4
-    tracker.finish("FINISHED")
 
 
 def test_the_ui_command_names_program_and_store(root: Path) -> None:
@@ -267,4 +280,4 @@ def test_the_shown_command_takes_a_port_that_is_free():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert _free_port(port) > port
+        assert free_port(port) > port
