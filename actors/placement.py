@@ -13,11 +13,11 @@ _TOLERANCE = 1e-9
 def by_stage(config: TrainingConfig, *, training: bool = True) -> dict[str, dict[str, float]]:
     """Resources each stage reserves: {"sampler": {"CPU": 0.25, ...}, ...}. A judge pool counts once a judge.
 
-    An evaluation outside a run has every stage but the trainer: ``training=False``.
+    An evaluation outside a run has neither trainer nor opponents: ``training=False``.
     """
     stages = {}
     for stage, groups in config.groups.items():
-        if stage == "trainer" and not training:
+        if stage in ("trainer", "opponents") and not training:
             continue
         total: dict[str, float] = {}
         for group in groups:

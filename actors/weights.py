@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -105,3 +105,50 @@ def discard_before(root: Path, keep: Version) -> None:
             continue
         if version < keep:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def keep_version(published: Path, target: Path) -> WeightFiles:
+    """A copy of a published version that outlives it and a power cut; by hard links where both are on one file system.
+
+    Raises WeightsError where ``published`` is not complete.
+    """
+    weights = WeightFiles.open(published)
+    shutil.rmtree(target, ignore_errors=True)  # what a dead attempt left half-written
+    target.mkdir(parents=True)
+    for name in weights.buckets:
+        try:
+            os.link(published / name, target / name)
+        except OSError:
+            shutil.copyfile(published / name, target / name)
+        _sync(target / name)
+    return _mark(target, weights.version, weights.buckets, weights.bytes)
+
+
+def link_version(files: Sequence[Path], target: Path, version: Version) -> WeightFiles:
+    """A model's own safetensors files as a version: linked to, not copied; read once for their checksums."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    found = {}
+    for file in files:
+        (target / file.name).symlink_to(file.resolve())
+        found[file.name] = _checksum(file)
+    return _mark(target, version, {n: crc for n, (crc, _) in found.items()}, sum(size for _, size in found.values()))
+
+
+def _mark(directory: Path, version: Version, buckets: Mapping[str, int], size: int) -> WeightFiles:
+    """Make a version visible: the manifest is written last, and at once."""
+    partial = directory / (MANIFEST + ".partial")
+    partial.write_text(json.dumps({"version": str(version), "buckets": dict(buckets), "bytes": size}))
+    _sync(partial)
+    os.replace(partial, directory / MANIFEST)
+    _sync(directory)
+    return WeightFiles.open(directory)
+
+
+def _sync(path: Path) -> None:
+    """What is written is on the disk from here on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from configs.judges import HttpJudge, HumanJudge, Judge, LlmJudge, people_of, singles
 from configs.objectives import SECTIONS, BradleyTerry, Objective
 from configs.objectives import default as default_objective
+from configs.opponents import ModelPlayer, Opponent, PastPlayer, refuse_unplayable
 from configs.schema import (
     Batching,
     Checkpointing,
@@ -124,6 +125,8 @@ class RunConfig(TrainingConfig):
     judge: Judge
     pairing: Pairing = Pairing()
     evaluation: Evaluation = Evaluation()
+    opponents: tuple[Opponent, ...] = ()
+    """Who plays against the policy; without any, its own responses are compared with each other."""
     sft: SftPhase | None = None
     """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
 
@@ -184,6 +187,11 @@ class RunConfig(TrainingConfig):
                     f"pairing.ties = keep, but objective.name = {name} knows no ties: set pairing.ties=drop, or "
                     f"use an objective that does ({known})"
                 )
+        if people is not None and self.pairing.strategy == "spin":
+            raise ValueError(
+                "pairing.strategy = spin asks no judge, but judge.kind = human (or an escalation to people) would have "
+                "people wait: name a judge of held-out answers, e.g. a rule, or choose another strategy"
+            )
             if pairing.strategy == "labels" and term.objective.data == "pairs":
                 raise ValueError(
                     f"pairing.strategy = labels makes single responses, but objective.name = {name} learns from "
@@ -207,13 +215,7 @@ class RunConfig(TrainingConfig):
             )
         sampled = self.sampling.max_tokens
         self._refuse_overflow("prompts.max_tokens", self.prompts.max_tokens, "sampling.max_tokens", sampled)
-        for term in self.terms:
-            if term.objective.reference_samples:
-                raise ValueError(
-                    f"objective.name = {term.objective.name} learns from pairs of which the reference wrote a "
-                    f"response, but every candidate of this run is the policy's own: choose another, or train "
-                    f"from a file that names the writer (`rondo offline`)"
-                )
+        refuse_unplayable(self.opponents, self.sampling, self.pairing, self.reference, self.terms)
         self._refuse_single("sampling.prompts_per_step", self.sampling.prompts_per_step)
         if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
             raise ValueError(

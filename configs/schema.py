@@ -69,8 +69,8 @@ class Prompts(Section):
 class Sampling(Section):
     prompts_per_step: PositiveInt = 16
     """Prompts sampled for one optimizer step."""
-    candidates: Annotated[int, Field(ge=2)] = 4
-    """Responses sampled per prompt (n >= 2: one response makes no preference)."""
+    candidates: PositiveInt = 4
+    """Responses that the policy samples per prompt; without opponents two or more, since one makes no preference."""
     max_tokens: PositiveInt = 48
     """Longest response in tokens."""
     temperature: PositiveFloat = 1.0
@@ -94,7 +94,9 @@ class Pairing(Section):
     """What is made of a prompt's candidates. ``best_vs_worst``: one pair (max-min; West-of-N, 2401.12086, is the same).
     ``best_vs_mu_2sigma``: rejected is the one nearest to mean - 2 standard deviations (2502.16825). ``all_pairs``:
     every two that are no tie. ``rejection_sampling``: pairs among those that RSO accepts (2309.06657). ``labels``:
-    each candidate is desirable or undesirable (for KTO and its like)."""
+    each candidate is desirable or undesirable (for KTO and its like). ``versus``: a response of the policy with one of
+    an opponent's, the clearest such pair. ``spin``: the data's response over a previous iterate's, or the policy's; no
+    judge is asked (2401.01335)."""
     tournament: Literal["knockout", "round_robin"] = "knockout"
     """Which candidates a judge that compares sees: as few as decide the pair, or every two, scored by Bradley-Terry.
     Strategies that need every candidate's score play the round robin either way."""
@@ -105,7 +107,7 @@ class Pairing(Section):
     length_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Subtracted from a candidate's score for each of its tokens, in the judge's units."""
     max_pairs: PositiveInt | None = None
-    """Most pairs of one prompt, the clearest first; none: all (``rejection_sampling``: one)."""
+    """Most pairs of one prompt, the clearest first; none: all (``rejection_sampling`` and ``versus``: one)."""
     rejection_beta: PositiveFloat = 0.5
     """Strength of the KL penalty whose optimal policy ``rejection_sampling`` draws from, in the judge's units: less is
     greedier."""
@@ -171,7 +173,9 @@ class Group(Section):
 
 class Resources(Section):
     sampler: Group = Group()
-    """vLLM engines."""
+    """vLLM engines of the policy."""
+    opponents: Group = Group()
+    """vLLM engines of its opponents: one pool for earlier versions of the policy, and one for each other model."""
     judge: Group = Group()
     """Judge actors (each judge of the run has such a pool)."""
     reference: Group = Group()

@@ -134,12 +134,14 @@ def _estimate(config: TrainingConfig, parameters: int) -> dict[str, float]:
     cache = config.sampling.kv_cache_gb * _GIB / _GB if isinstance(config, RunConfig) else 0.0
     shard = parameters * (_item_bytes(config) + _TRAINER_BYTES) / config.resources.trainer.actors / _GB
     an_actor = {
-        "sampler": weights * _SAMPLER_COPIES + cache + _SAMPLER_GB,
+        "sampler": engine,
+        "opponents": engine,
         "reference": weights + _REFERENCE_GB,
         "trainer": shard + _TRAINER_GB,
         "judge": _JUDGE_GB,
     }
     stages = {
+    engine = weights * _SAMPLER_COPIES + cache + _SAMPLER_GB
         stage: sum(group.actors * an_actor[stage] for group in groups)
         for stage, groups in config.groups.items()
         if not groups[0].gpus
@@ -150,7 +152,7 @@ def _estimate(config: TrainingConfig, parameters: int) -> dict[str, float]:
 def memory(config: TrainingConfig, parameters: int, *, training: bool) -> Check:
     shares = _estimate(config, parameters)
     if not training:
-        shares.pop("trainer", None)
+        shares = {stage: share for stage, share in shares.items() if stage not in ("trainer", "opponents")}
     need, available = sum(shares.values()), psutil.virtual_memory().available / _GB
     breakdown = ", ".join(f"{stage} {share:.1f}" for stage, share in shares.items())
     detail = f"about {need:.1f} GB needed ({breakdown}), {available:.1f} GB available"
