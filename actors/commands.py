@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from actors.files import FileSum
 from preference.batching import StepSize
 from preference.reports import TrainMetrics
 from preference.types import Version
@@ -77,6 +78,8 @@ class CheckpointDone:
     step: int
     directory: str
     seconds: float
+    files: tuple[FileSum, ...]  # of all ranks
+    error: str = ""  # why a rank could not write its files; empty where all could
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
-"""What the nodes of the cluster see of the driver's files."""
+"""The nodes of the cluster: what they see of the driver's files, and what runs on them."""
 
 from __future__ import annotations
 
+import os
 import uuid
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -35,3 +39,30 @@ def blind_nodes(directory: Path) -> list[str]:
 
 def _sees(path: str) -> bool:
     return Path(path).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process on a node. When it was started tells it from a later one with its id."""
+
+    node: str
+    pid: int
+    started: float
+
+    @classmethod
+    def this(cls) -> Process:
+        """The process that asks, a Ray worker."""
+        return cls(ray.get_runtime_context().get_node_id(), os.getpid(), psutil.Process().create_time())
+
+
+def kill_process(process: Process) -> None:
+    """End a process that may hang; does not wait. Where its node is gone there is nothing to do."""
+    strategy = NodeAffinitySchedulingStrategy(process.node, soft=False)
+    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=strategy).remote(process)
+
+
+def _kill(process: Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(process.pid)
+        if found.create_time() == process.started:
+            found.kill()

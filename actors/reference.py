@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from actors.faults import ActorLost, Faults
 from actors.imports import lean_imports
-from actors.pool import ActorPool, actor_options, remote_call
+from actors.pool import ActorPool, Crew, actor_options, remote_call
 from actors.quiet import redirect_output
 from actors.weights import WeightFiles, WeightWriter
 from configs.runs import TrainingConfig
@@ -21,8 +24,6 @@ from configs.schema import Batching, Model
 from preference.batching import Packed
 from preference.logprobs import LogProbModel, model_inputs
 from preference.types import Version
-
-_RESTARTS = 3
 
 
 class ReferenceActor:
@@ -42,7 +43,7 @@ class ReferenceActor:
 
     def score(self, packed: Packed) -> NDArray[np.float32]:
         """Reference log-probs [N] of ``packed.target``, nats."""
-        with torch.no_grad():
+        with torch.inference_mode():
             logps, _ = self._model(**model_inputs(packed, self._device))
         scored: NDArray[np.float32] = logps.float().cpu().numpy()
         return scored
@@ -72,49 +73,84 @@ class ReferenceActor:
 class ReferencePool:
     """Scores cells on as many actors as there are, in any order, answers in the order asked."""
 
-    def __init__(self, config: TrainingConfig, log_dir: Path) -> None:
+    def __init__(self, config: TrainingConfig, run_dir: Path, log_dir: Path, faults: Faults) -> None:
+        """``run_dir`` is where a moved reference is written down, for actors that come later."""
         group = config.resources.reference
-        # A frozen model comes back as it was; one that had been moved would come back as the wrong reference.
-        restarts = _RESTARTS if config.reference.refresh == "fixed" else 0
         remote: Any = ray.remote(ReferenceActor)
-        self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
-        self.version = "initial"
-        self._actors = [
-            remote.options(max_restarts=restarts, max_task_retries=restarts, **actor_options(group)).remote(
-                config.model, config.batching, group.threads, group.gpus > 0, str(log_dir / f"reference-{i}.log")
+
+        def start(index: int) -> Any:
+            log_file = str(log_dir / f"reference-{index}.log")
+            return remote.options(**actor_options(group)).remote(
+                config.model, config.batching, group.threads, group.gpus > 0, log_file
             )
-            for i in range(group.actors)
-        ]
-        self._pool: ActorPool[Any] = ActorPool("reference", self._actors, config.deadlines.call_s)
+
+        self.version = "initial"
+        self._moved: Path | None = None  # the present reference, where it is not the initial one
+        self._kept = run_dir / "reference"
+        self._start_s = config.deadlines.start_s
+        self._crew: Crew[Any] = Crew("reference", group.actors, start, self._catch_up, config.deadlines, faults)
+        self._pool = ActorPool(self._crew, ahead=1)
+
+    async def _catch_up(self, index: int, actor: Any) -> None:
+        """A fresh actor has the initial reference; one that comes later needs the present one."""
+        who = f"reference actor {index} (starting)"
+        await remote_call(actor.pid.remote(), who=who, seconds=self._start_s)
+        if self._moved is not None:
+            await remote_call(actor.refresh.remote(str(self._moved), 1.0), who=who, seconds=self._start_s)
 
     async def ready(self) -> None:
-        for i, actor in enumerate(self._actors):
-            await remote_call(actor.pid.remote(), who=f"reference actor {i} (starting)", seconds=self._start_s)
+        await self._crew.ready()
 
     async def score(self, packed: Packed) -> NDArray[np.float32]:
         """Reference log-probs [N] of ``packed.target``, on whichever actor is free."""
-        logps: NDArray[np.float32] = await self._pool.call(lambda actor: actor.score.remote(packed))
+        logps: NDArray[np.float32] = await self._pool.call("score", lambda actor: actor.score.remote(packed))
         return logps
 
     async def refresh(self, directory: str, alpha: float) -> None:
-        """Every actor moves its reference towards the published weights in ``directory``, alike."""
-        await self._everywhere("refreshing", lambda actor: actor.refresh.remote(directory, alpha))
-        self.version = str(WeightFiles.open(Path(directory)).version)
+        """Every actor moves its reference towards the published weights in ``directory``, alike.
+
+        One moves and writes the result down, the others read it: so does whoever comes later.
+        """
+        version = WeightFiles.open(Path(directory)).version
+        moved = self._kept / str(version)
+        while True:
+            try:
+                await self._crew.call(0, "refresh", lambda actor: actor.refresh.remote(directory, alpha))
+                await self._crew.call(0, "save", lambda actor: actor.save.remote(str(moved), version))
+                break
+            except ActorLost:  # its replacement begins with the reference before this one
+                continue
+        await self._adopt(moved, str(version), first=1)
 
     async def save(self, directory: str) -> None:
-        """Write the present reference (the same on every actor) into ``directory``; the initial one is not written."""
-        if self.version != "initial":
-            ref = self._actors[0].save.remote(directory, Version.parse(self.version))
-            await remote_call(ref, who="reference actor 0 (saving)", seconds=self._call_s)
+        """Write the present reference into ``directory``; the initial one is not written."""
+        if self._moved is not None:
+            await asyncio.to_thread(shutil.copytree, self._moved, directory, dirs_exist_ok=True)
 
     async def load(self, directory: str) -> None:
-        """Go on with a reference that ``save`` wrote."""
-        await self.refresh(directory, 1.0)
+        """Go on with a reference that ``save`` wrote; empty: with the initial one."""
+        if not directory:
+            if self._moved is not None:
+                self._moved, self.version = None, "initial"
+                await self._crew.renew()
+            return
+        version = str(WeightFiles.open(Path(directory)).version)
+        moved = self._kept / version
+        await asyncio.to_thread(shutil.copytree, directory, moved, dirs_exist_ok=True)
+        await self._adopt(moved, version, first=0)
 
-    async def _everywhere(self, what: str, submit: Callable[[Any], Any]) -> None:
-        refs = [submit(actor) for actor in self._actors]
-        for i, ref in enumerate(refs):
-            await remote_call(ref, who=f"reference actor {i} ({what})", seconds=self._call_s)
+    async def _adopt(self, moved: Path, version: str, first: int) -> None:
+        """Actors from ``first`` on read the reference in ``moved``; the one before it is not needed any more."""
+        before, self._moved, self.version = self._moved, moved, version
+
+        async def read(index: int) -> None:
+            # One that is lost meanwhile reads it when it comes up.
+            with suppress(ActorLost):
+                await self._crew.call(index, "refresh", lambda actor: actor.refresh.remote(str(moved), 1.0))
+
+        await asyncio.gather(*(read(i) for i in range(first, len(self._crew))))
+        if before is not None and before != moved:
+            shutil.rmtree(before, ignore_errors=True)
 
     def close(self) -> None:
         self._pool.kill()

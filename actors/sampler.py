@@ -1,7 +1,9 @@
 """The sampler pool: vLLM engines in Ray actors that answer prompts with versioned, seeded candidates.
 
-    sample() ──submit──> engine i      one pump a sampler: poll, stamp, hand out
+    sample() ──submit──> engine i      one pump a sampler: hand over, poll, give out
                 <──poll── finished     a prompt's group is complete -> yielded at once
+    ask()    ──submit──> an engine     questions to the policy as a judge run between the sampling requests
+                  lost ──> its work goes to the others; a fresh engine with the present weights takes its place
 
 Prompt k of a batch always goes to engine k mod n and every candidate has its own seed, so that a batch is a function
 of (seed, step, weights) alone.
@@ -12,18 +14,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.engine import InProcessEngine
-from actors.pool import actor_options, remote_call
+from actors.faults import ActorLost, Faults
+from actors.pool import Crew, actor_options, remote_call
 from actors.quiet import redirect_output
-from actors.requests import Health, Sampled, SamplePlan, SampleRequest
+from actors.requests import Finished, Health, Request, Sampled, SamplePlan
 from actors.weights import WeightFiles
 from configs.runs import RunConfig
-from configs.schema import Model, Sampling
+from configs.schema import Group, Model, Sampling
 from preference.types import Candidate, CandidateGroup, Prompt, Version
 
 _POLL_SECONDS = 1.0  # how long finished candidates, an abort or a question may wait for the engine's next pause
@@ -40,10 +44,10 @@ class SamplerActor:
         redirect_output(Path(log_file))
         self._engine = InProcessEngine(model, sampling, seed, on_gpu=on_gpu)
 
-    def submit(self, requests: Sequence[SampleRequest]) -> None:
+    def submit(self, requests: Sequence[Request]) -> None:
         self._engine.submit(requests)
 
-    def poll(self, seconds: float) -> list[Sampled]:
+    def poll(self, seconds: float) -> list[Finished]:
         return self._engine.poll(seconds)
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -61,32 +65,58 @@ class SamplerActor:
         return str(ray.get_runtime_context().get_node_id())
 
 
+@dataclass(slots=True)
+class _Desk:
+    """What one engine has been asked and has not answered."""
+
+    asked: dict[str, tuple[Request, asyncio.Future[Finished]]] = field(default_factory=dict)
+    unsent: list[Request] = field(default_factory=list)
+    pump: asyncio.Task[None] | None = None
+
+
 class SamplerPool:
-    def __init__(self, config: RunConfig, log_dir: Path) -> None:
-        group = config.resources.sampler
+    """Samplers that share the prompts. One that is lost is replaced and given the present weights before any work.
+
+    What it had in hand goes to the engines that are up, or waits for its replacement: a candidate's seed is its own,
+    so that it does not matter who samples it.
+    """
+
+    def __init__(
+        self, config: RunConfig, log_dir: Path, faults: Faults, group: Group | None = None, stage: str = "sampler"
+    ) -> None:
+        """``group``: its actors (None: those of resources.sampler); ``stage``: what it is called in logs and errors."""
+        group = group or config.resources.sampler
         # vLLM on CPU takes its thread count from the environment, before it is imported.
         env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if group.gpus == 0:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"  # stages share cores; pinning would fight the scheduler
         remote: Any = ray.remote(SamplerActor)
         options = actor_options(group, env)
-        self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
-        self._actors = [
-            remote.options(**options).remote(
-                config.model, config.sampling, config.run.seed, group.gpus > 0, str(log_dir / f"sampler-{i}.log")
+
+        def start(index: int) -> Any:
+            log_file = str(log_dir / f"{stage}-{index}.log")
+            return remote.options(**options).remote(
+                config.model, config.sampling, config.run.seed, group.gpus > 0, log_file
             )
-            for i in range(group.actors)
-        ]
-        self._waiting: list[dict[str, asyncio.Future[Sampled]]] = [{} for _ in self._actors]
-        self._pumps: list[asyncio.Task[None] | None] = [None for _ in self._actors]
+
+        self._deadlines, self._stage = config.deadlines, stage
+        self._nodes = [""] * group.actors
+        self._crew: Crew[Any] = Crew(stage, group.actors, start, self._catch_up, config.deadlines, faults)
+        self._desks = [_Desk() for _ in range(group.actors)]
+        self._published = ""  # directory of the weights to serve; empty: the model's own
         self.version = Version(0, 0)
+
+    async def _catch_up(self, index: int, actor: Any) -> None:
+        """A fresh engine has the initial weights: it loads the present ones before it is asked for anything."""
+        who, seconds = f"{self._stage} {index} (starting)", self._deadlines.start_s
+        self._nodes[index] = await remote_call(actor.node.remote(), who=who, seconds=seconds)
+        if self._published:
+            await remote_call(actor.load.remote(self._published), who=who, seconds=seconds)
 
     async def ready(self) -> list[str]:
         """Wait for every engine; returns the node each runs on."""
-        return [
-            await remote_call(a.node.remote(), who=f"sampler {i} (starting)", seconds=self._start_s)
-            for i, a in enumerate(self._actors)
-        ]
+        await self._crew.ready()
+        return list(self._nodes)
 
     async def sample(self, prompts: Sequence[Prompt], plan: SamplePlan) -> AsyncIterator[CandidateGroup]:
         """Yield each prompt's group as soon as its last candidate is finished."""
@@ -99,59 +129,95 @@ class SamplerPool:
                 task.cancel()
 
     async def _group(self, number: int, prompt: Prompt, plan: SamplePlan) -> CandidateGroup:
-        engine = number % len(self._actors)
         requests = [plan.request(prompt, index) for index in range(plan.candidates)]
-        loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in requests]
-        self._waiting[engine].update({r.id: f for r, f in zip(requests, futures, strict=True)})
-        await self._call(engine, "submit", self._actors[engine].submit.remote(requests))
-        self._ensure_pump(engine)
-        finished = await asyncio.gather(*futures)
+        finished = await self._ask(number % len(self._desks), requests)
         return CandidateGroup(prompt, tuple(_candidate(prompt, i, s) for i, s in enumerate(finished)))
 
-    def _ensure_pump(self, engine: int) -> None:
-        pump = self._pumps[engine]
-        if pump is None or pump.done():
-            self._pumps[engine] = asyncio.ensure_future(self._pump(engine))
+    async def ask(self, requests: Sequence[Request]) -> list[Finished]:
+        """Answers in order, of the engine with the least to do and its present weights; calls may overlap.
+
+        Whoever asks keeps ids unique.
+        """
+        return await self._ask(min(range(len(self._desks)), key=lambda i: len(self._desks[i].asked)), requests)
+
+    async def _ask(self, engine: int, requests: Sequence[Request]) -> list[Finished]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in requests]
+        self._hand(engine, list(zip(requests, futures, strict=True)))
+        return await asyncio.gather(*futures)
+
+    def _hand(self, engine: int, work: Sequence[tuple[Request, asyncio.Future[Finished]]]) -> None:
+        desk = self._desks[engine]
+        desk.asked |= {request.id: (request, future) for request, future in work}
+        desk.unsent += [request for request, _ in work]
+        if desk.pump is None or desk.pump.done():
+            desk.pump = asyncio.ensure_future(self._pump(engine))
 
     async def _pump(self, engine: int) -> None:
-        waiting = self._waiting[engine]
+        """The only one that talks to an engine about work: hand over, poll, give out, until nothing is asked."""
+        desk = self._desks[engine]
+        await asyncio.sleep(0)  # whatever is asked in the same breath goes in one call
         try:
-            while waiting:
-                ref = self._actors[engine].poll.remote(_POLL_SECONDS)
-                for sampled in await self._call(engine, "poll", ref):
-                    future = waiting.pop(sampled.request_id)
-                    if not future.done():
-                        future.set_result(sampled)
+            while desk.asked:
+                try:
+                    await self._round(engine, desk)
+                except ActorLost:
+                    self._rescue(engine)
         except Exception as error:
-            for future in waiting.values():
+            work, desk.asked, desk.unsent = list(desk.asked.values()), {}, []
+            for _, future in work:
                 if not future.done():
                     future.set_exception(error)
-            waiting.clear()
+
+    async def _round(self, engine: int, desk: _Desk) -> None:
+        await self._crew.up(engine)
+        if desk.unsent:
+            requests, desk.unsent = desk.unsent, []
+            await self._crew.call(engine, "submit", lambda a: a.submit.remote(requests), self._deadlines.heartbeat_s)
+        poll = self._crew.call(engine, "poll", lambda a: a.poll.remote(_POLL_SECONDS), self._deadlines.heartbeat_s)
+        for finished in await poll:
+            _, future = desk.asked.pop(finished.request_id)
+            if not future.done():
+                future.set_result(finished)
+
+    def _rescue(self, engine: int) -> None:
+        """The engine is lost: what it had in hand goes to those that are up, else to its replacement."""
+        desk = self._desks[engine]
+        work = [(r, f) for r, f in desk.asked.values() if not f.done()]
+        desk.asked, desk.unsent = {}, []
+        others = [i for i in range(len(self._desks)) if i != engine and self._crew.is_up(i)] or [engine]
+        for k, taker in enumerate(others):
+            if share := work[k :: len(others)]:
+                self._hand(taker, share)
 
     async def load(self, directory: str, version: Version) -> float:
         """Load published weights into every running engine; returns the seconds it took."""
         started = time.monotonic()
-        refs = [a.load.remote(directory) for a in self._actors]
-        for i, ref in enumerate(refs):
-            health: Health = await self._call(i, f"load {version}", ref)
-            if health.version != version:
-                raise RuntimeError(f"sampler {i} serves weights {health.version} after loading {version}")
+        self._published = directory  # for replacements that come up meanwhile
+        await asyncio.gather(*(self._load(i, directory, version) for i in range(len(self._desks))))
         self.version = version
         return time.monotonic() - started
 
-    async def _call(self, engine: int, what: str, ref: Any) -> Any:
-        return await remote_call(ref, who=f"sampler {engine} ({what})", seconds=self._call_s)
+    async def _load(self, engine: int, directory: str, version: Version) -> None:
+        try:
+            health: Health = await self._crew.call(engine, f"load {version}", lambda a: a.load.remote(directory))
+        except ActorLost:
+            if any(self._crew.is_up(i) for i in range(len(self._desks))):
+                return  # its replacement loads them before it works
+            await self._crew.up(engine)
+            return
+        if health.version != version:
+            raise RuntimeError(f"{self._stage} {engine} serves weights {health.version} after loading {version}")
 
     def close(self) -> None:
-        for pump in self._pumps:
-            if pump:
-                pump.cancel()
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
+        for desk in self._desks:
+            if desk.pump:
+                desk.pump.cancel()
+        self._crew.kill()
 
 
-def _candidate(prompt: Prompt, index: int, s: Sampled) -> Candidate:
+def _candidate(prompt: Prompt, index: int, s: Finished) -> Candidate:
+    assert isinstance(s, Sampled)  # what was asked for
     return Candidate(
         s.request_id, prompt.id, index, s.token_ids, s.logprobs, s.text, s.finish_reason, s.version_min, s.version_max
     )

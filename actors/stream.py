@@ -8,14 +8,29 @@ command i + 1.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import ray
 
 from actors.commands import Command, Done
+from actors.faults import ActorLost
+from actors.nodes import Process
 
 
 class TrainerFailed(RuntimeError):
-    """A trainer worker died or raised; carries its traceback."""
+    """A trainer worker raised; carries its traceback."""
+
+
+class TrainerLost(ActorLost):
+    """A worker, or what holds the workers together, died or hung: a new group can go on from a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Why no further result will come."""
+
+    cause: str
+    lost: bool  # as TrainerLost; otherwise a bug or bad data
 
 
 @ray.remote(num_cpus=0)
@@ -26,8 +41,8 @@ class CommandStream:
         self._ranks = ranks
         self._commands: list[Command] = []
         self._results: list[dict[int, Done]] = []
-        self._nodes: dict[int, str] = {}
-        self._failure: str | None = None
+        self._workers: dict[int, Process] = {}
+        self._broken: Broken | None = None
         self._changed = asyncio.Condition()
 
     async def append(self, command: Command) -> int:
@@ -38,10 +53,10 @@ class CommandStream:
             self._changed.notify_all()
             return len(self._commands) - 1
 
-    async def take(self, index: int, rank: int, node: str) -> Command:
-        """Wait for command ``index``. The first call of a rank says that its engine is up, and on which node."""
+    async def take(self, index: int, rank: int, worker: Process) -> Command:
+        """Wait for command ``index``. The first call of a rank says that its engine is up, and where."""
         async with self._changed:
-            self._nodes[rank] = node
+            self._workers[rank] = worker
             self._changed.notify_all()
             await self._changed.wait_for(lambda: len(self._commands) > index)
             return self._commands[index]
@@ -51,24 +66,20 @@ class CommandStream:
             self._results[index][rank] = done
             self._changed.notify_all()
 
-    async def fail(self, traceback: str) -> None:
-        """Every present and future wait for a result raises TrainerFailed. The first cause is the one kept."""
+    async def fail(self, broken: Broken) -> None:
+        """Every present and future wait for a result ends with this. The first cause is the one kept."""
         async with self._changed:
-            self._failure = self._failure or traceback
+            self._broken = self._broken or broken
             self._changed.notify_all()
 
-    async def result(self, index: int) -> Done:
+    async def result(self, index: int) -> Done | Broken:
         """Wait until every rank has executed command ``index``; rank 0's account of it."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._failure or len(self._results[index]) == self._ranks)
-            if self._failure:
-                raise TrainerFailed(self._failure)
-            return self._results[index][0]
+            await self._changed.wait_for(lambda: self._broken or len(self._results[index]) == self._ranks)
+            return self._broken or self._results[index][0]
 
-    async def ready(self) -> list[str]:
-        """Wait until every rank waits for its first command; the node of each rank."""
+    async def ready(self) -> tuple[Process, ...] | Broken:
+        """Wait until every rank waits for its first command."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._failure or len(self._nodes) == self._ranks)
-            if self._failure:
-                raise TrainerFailed(self._failure)
-            return [self._nodes[rank] for rank in range(self._ranks)]
+            await self._changed.wait_for(lambda: self._broken or len(self._workers) == self._ranks)
+            return self._broken or tuple(self._workers[rank] for rank in range(self._ranks))

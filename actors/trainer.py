@@ -8,9 +8,7 @@ Gloo on CPU, NCCL on GPU. Losses are normalised over the items of the whole step
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 import traceback
 from collections import defaultdict
@@ -22,6 +20,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from actors.commands import (
@@ -38,7 +37,11 @@ from actors.commands import (
     Train,
     TrainDone,
 )
+from actors.files import FileSum
+from actors.nodes import Process
 from actors.quiet import redirect_output
+from actors.shards import FOLDER, State, adam_step, load_shares, save_shares
+from actors.stream import Broken
 from actors.weights import WeightWriter
 from actors.zero import TrainerSetup, buckets, build_engine, check_architecture
 from configs.schema import Optimizer
@@ -64,21 +67,29 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     setup: TrainerSetup = loop_config["setup"]
     stream = loop_config["stream"]
     rank = ray.train.get_context().get_world_rank()
-    node = ray.get_runtime_context().get_node_id()
+    here = Process.this()
     redirect_output(Path(setup.log_dir) / f"trainer-{rank}.log")
     try:
         trainer = ZeroTrainer(setup)
         index = 0
         while True:
-            command: Command = ray.get(stream.take.remote(index, rank, node))
+            command: Command = ray.get(stream.take.remote(index, rank, here))
             done = trainer.execute(command)
             ray.get(stream.report.remote(index, rank, done))
             if isinstance(command, Stop):
                 return
             index += 1
-    except Exception:
-        ray.get(stream.fail.remote(f"trainer rank {rank}:\n{traceback.format_exc()}"))
+    except Exception as error:
+        cause = f"trainer rank {rank}:\n{traceback.format_exc()}"
+        ray.get(stream.fail.remote(Broken(cause, lost=_another_is_gone(error))))
         raise
+
+
+def _another_is_gone(error: Exception) -> bool:
+    """Whether a collective broke because another rank did. gloo raises a plain RuntimeError with its source file."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in ("gloo/transport", "NCCL", "ncclRe"))
 
 
 class ZeroTrainer:
@@ -198,23 +209,45 @@ class ZeroTrainer:
         return PublishDone(command.version, command.directory, size, gather, write)
 
     def _checkpoint(self, command: Checkpoint) -> CheckpointDone:
+        """Every rank writes its shares. A disk that refuses is an answer, not an error: all ranks must hear of it."""
         started = time.monotonic()
-        self._engine.save_checkpoint(command.directory, tag="state")
-        dist.barrier()
+        directory = Path(command.directory)
+        files: list[FileSum] = []
+        error = ""
+        try:
+            files = self._save(directory, command.step)
+        except (OSError, SafetensorError) as failure:
+            error = f"trainer rank {self._rank}: {failure}"
+        gathered: list[Any] = [None] * self._world
+        dist.all_gather_object(gathered, (files, error))
+        every = tuple(file for rank, _ in gathered for file in rank)
+        error = next((e for _, e in gathered if e), "")
+        return CheckpointDone(command.step, command.directory, time.monotonic() - started, every, error)
+
+    def _save(self, directory: Path, step: int) -> list[FileSum]:
+        optimizer = self._engine.optimizer
+        files = save_shares(directory, optimizer, self._names, self._rank, self._world)
         if self._rank == 0:
-            stats = [_lasting(s) for s in self._stats]
-            manifest = {"step": command.step, "world": self._world, "stats": stats}
-            partial = Path(command.directory) / "complete.json.partial"
-            partial.write_text(json.dumps(manifest))
-            os.replace(partial, Path(command.directory) / "complete.json")
-        return CheckpointDone(command.step, command.directory, time.monotonic() - started)
+            State(
+                step=step,
+                ranks=self._world,
+                adam_step=adam_step(optimizer),
+                stats=[_lasting(s) for s in self._stats],
+                model=self._setup.model.path,
+                scores=self._setup.scores,
+                shapes={self._names[id(p)]: list(p.ds_shape) for group in optimizer.fp16_groups for p in group},
+            ).write(directory)
+            files.append(FileSum.of(directory / FOLDER / "state.json", directory))
+        return files
 
     def _load(self, directory: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(directory), tag="state")
-        if path is None:
-            raise RuntimeError(f"checkpoint {directory} could not be loaded by DeepSpeed")
-        saved = json.loads((directory / "complete.json").read_text())["stats"]
-        self._stats = [replace(s, **kept) if kept else s for s, kept in zip(self._stats, saved, strict=True)]
+        saved = load_shares(directory, self._engine.optimizer, self._names, self._rank, self._world)
+        self._stats = [replace(s, **kept) if kept else s for s, kept in zip(self._stats, saved.stats, strict=True)]
+
+    @property
+    def _names(self) -> dict[int, str]:
+        """Hugging Face names of the parameters, by ``id``."""
+        return {id(p): name for name, p in self._policy.lm.named_parameters()}
 
 
 class _Sums(defaultdict[str, Tensor]):

@@ -21,9 +21,11 @@ from actors.commands import (
     Train,
     TrainDone,
 )
+from actors.faults import ActorLost, Faults, in_short
+from actors.nodes import Process, kill_process
 from actors.pool import process_env, remote_call
 from actors.quiet import quiet_env, redirect_output
-from actors.stream import CommandStream
+from actors.stream import Broken, CommandStream, TrainerFailed, TrainerLost
 from actors.trainer import train_worker
 from actors.zero import TrainerSetup
 from configs.runs import TrainingConfig
@@ -66,12 +68,26 @@ class TrainRun:
 
 
 class TrainerGroup:
-    """``ranks`` ZeRO-3 workers behind train / publish / checkpoint."""
+    """``ranks`` ZeRO-3 workers behind train / publish / checkpoint.
 
-    def __init__(self, config: TrainingConfig, steps: int, run_dir: Path, attempt: str, checkpoint: str) -> None:
-        group = config.resources.trainer
-        self.ranks = group.actors
+    A group that has lost a worker is of no use any more: its calls raise TrainerLost until ``restart``.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, steps: int, run_dir: Path, attempt: str, checkpoint: str, faults: Faults
+    ) -> None:
+        self._config, self._steps, self._run_dir = config, steps, run_dir
+        self._attempt, self._faults, self._starts = attempt, faults, 0
+        self.ranks = config.resources.trainer.actors
         self._start_s, self._call_s = config.deadlines.start_s, config.deadlines.call_s
+        self._begin(checkpoint)
+
+    def _begin(self, checkpoint: str) -> None:
+        self._starts += 1
+        self._checkpoint = checkpoint
+        self._workers: tuple[Process, ...] = ()
+        config, run_dir = self._config, self._run_dir
+        group = config.resources.trainer
         stream: Any = CommandStream
         run: Any = TrainRun
         self._stream: Any = stream.remote(group.actors)
@@ -83,7 +99,7 @@ class TrainerGroup:
             objective=config.objective,
             optimizer=config.optimizer,
             batching=config.batching,
-            steps=steps,
+            steps=self._steps,
             seed=config.run.seed,
             bucket_bytes=config.weights.bucket_mb * 2**20,
             checkpoint=checkpoint,
@@ -91,22 +107,43 @@ class TrainerGroup:
             on_gpu=group.gpus > 0,
             threads=group.threads,
         )
-        self._fit = self._run.fit.remote(config, setup, self._stream, attempt, str(run_dir / "ray-train"))
-        self._watch = asyncio.ensure_future(self._report_death())
+        name = f"{self._attempt}-{self._starts}"  # Ray Train's own
+        self._fit = self._run.fit.remote(config, setup, self._stream, name, str(run_dir / "ray-train"))
+        self._watch = asyncio.ensure_future(self._report_death(self._fit, self._stream))
 
-    async def _report_death(self) -> None:
-        """Ray Train ending early, for whatever reason, fails every wait for a result at once."""
+    async def _report_death(self, fit: Any, stream: Any) -> None:
+        """Ray Train ending early, for whatever reason, ends every wait for a result at once.
+
+        A worker that raises says so itself, and first: what comes from Ray Train alone is a loss.
+        """
         try:
-            await self._fit
-            await self._stream.fail.remote("the trainer ended before it was told to stop")
+            await fit
+            cause = "the trainer ended before it was told to stop"
         except Exception as error:
-            await self._stream.fail.remote(str(error))
+            cause = f"trainer: {in_short(error)}"
+        stream.fail.remote(Broken(cause, lost=True))
 
     async def ready(self) -> list[str]:
         """Wait for every rank's engine; returns the node each runs on."""
-        ready = self._stream.ready.remote()
-        nodes: list[str] = await remote_call(ready, who="trainer (starting)", seconds=self._start_s)
-        return nodes
+        while True:
+            try:
+                self._workers = await self._answer(self._stream.ready.remote(), "starting", self._start_s)
+                return [worker.node for worker in self._workers]
+            except TrainerLost as error:
+                self._replace(error, self._checkpoint)
+
+    async def restart(self, error: TrainerLost, checkpoint: str) -> None:
+        """Give up what is left of a lost group and start another from ``checkpoint``; raises if that was once too often.
+
+        What was trained since is to be trained again, by whoever knows the order.
+        """
+        self._replace(error, checkpoint)
+        await self.ready()
+
+    def _replace(self, error: TrainerLost, checkpoint: str) -> None:
+        self._faults.survive("trainer", error)
+        self._kill()
+        self._begin(checkpoint)
 
     async def train(self, step: int, batch: Batch) -> TrainDone:
         done = await self._do(Train(step, self._shares(batch), batch.size, batch.waiting))
@@ -132,10 +169,19 @@ class TrainerGroup:
         return done
 
     async def _do(self, command: Command) -> Done:
-        what = f"trainer ({type(command).__name__.lower()})"
-        index = await remote_call(self._stream.append.remote(command), who=what, seconds=self._call_s)
-        done: Done = await remote_call(self._stream.result.remote(index), who=what, seconds=self._call_s)
+        what = type(command).__name__.lower()
+        index = await self._answer(self._stream.append.remote(command), what, self._call_s)
+        done: Done = await self._answer(self._stream.result.remote(index), what, self._call_s)
         return done
+
+    async def _answer(self, ref: Any, what: str, seconds: float) -> Any:
+        try:
+            answer = await remote_call(ref, who=f"trainer ({what})", seconds=seconds)
+        except ActorLost as error:
+            raise TrainerLost(str(error)) from error
+        if isinstance(answer, Broken):
+            raise (TrainerLost if answer.lost else TrainerFailed)(answer.cause)
+        return answer
 
     async def close(self) -> None:
         """Stop the workers after what they are doing; a group that does not answer is killed."""
@@ -143,8 +189,16 @@ class TrainerGroup:
         try:
             await self._do(Stop())
             await remote_call(self._fit, who="trainer (stopping)", seconds=30)
+            self._workers = ()
         except Exception:  # it is going away either way; the cause was raised where it mattered
             pass
         finally:
-            ray.kill(self._run, no_restart=True)
-            ray.kill(self._stream, no_restart=True)
+            self._kill()
+
+    def _kill(self) -> None:
+        self._watch.cancel()
+        ray.kill(self._run, no_restart=True)
+        ray.kill(self._stream, no_restart=True)
+        for worker in self._workers:  # with its owner a worker ends by itself, unless it hangs
+            kill_process(worker)
+        self._workers = ()

@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from configs.judges import HttpJudge, HumanJudge, Judge, LlmJudge, people_of, singles
+from configs.judges import HttpJudge, HumanJudge, Judge, asks_policy, people_of, singles
 from configs.objectives import SECTIONS, BradleyTerry, Objective
 from configs.objectives import default as default_objective
 from configs.opponents import ModelPlayer, Opponent, PastPlayer, refuse_unplayable
@@ -19,6 +19,7 @@ from configs.schema import (
     Checkpointing,
     Data,
     Deadlines,
+    Recovery,
     Evaluation,
     Group,
     Model,
@@ -60,6 +61,7 @@ class TrainingConfig(Section):
     tracking: Tracking = Tracking()
     checkpoint: Checkpointing = Checkpointing()
     deadlines: Deadlines = Deadlines()
+    recovery: Recovery = Recovery()
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -123,10 +125,10 @@ class RunConfig(TrainingConfig):
     prompts: Prompts
     sampling: Sampling = Sampling()
     judge: Judge
-    pairing: Pairing = Pairing()
-    evaluation: Evaluation = Evaluation()
     opponents: tuple[Opponent, ...] = ()
     """Who plays against the policy; without any, its own responses are compared with each other."""
+    pairing: Pairing = Pairing()
+    evaluation: Evaluation = Evaluation()
     sft: SftPhase | None = None
     """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
 
@@ -136,10 +138,15 @@ class RunConfig(TrainingConfig):
         if self.evaluation.judge is not None:
             asked += singles("evaluation.judge", self.evaluation.judge)
         own = self.resources.judge
-        one = own.model_copy(update={"actors": 1})  # an endpoint is asked by one actor; people take none
-        judges = (one if isinstance(j, HttpJudge) else own for _, j in asked if not isinstance(j, HumanJudge))
+        one = own.model_copy(update={"actors": 1})  # an endpoint is asked by one actor; people and the policy take none
+        placed = [j for _, j in asked if not isinstance(j, HumanJudge) and not asks_policy(j)]
+        judges = (one if isinstance(j, HttpJudge) else own for j in placed)
+        pools = sum(isinstance(o, ModelPlayer) for o in self.opponents)
+        pools += any(isinstance(o, PastPlayer) for o in self.opponents)  # one serves them all
+        opponents = {"opponents": (self.resources.opponents,) * pools} if pools else {}
         return {
             "sampler": (self.resources.sampler,),
+            **opponents,
             "judge": tuple(judges),
             **super().groups,
         }
@@ -156,15 +163,21 @@ class RunConfig(TrainingConfig):
                     f"{section}.kind = human: people judge alone or as the last of an escalation (judge.then), since "
                     f"others would have to wait for them; move them there"
                 )
-            if isinstance(judge, LlmJudge) and judge.model == "policy":
+            if asks_policy(judge) and section.startswith("evaluation."):
                 raise ValueError(
-                    f"{section}.model = policy: judging with the samplers' present weights is not possible yet; "
-                    f"{section}.model=initial judges with the model that training began with"
+                    f"{section}.model = policy: the policy would judge its own progress, by another measure at every "
+                    f"step; name an independent judge, or {section}.model=initial: a frozen copy of the initial model"
                 )
         if people is not None and self.evaluation.judge is None:
             raise ValueError(
                 "judge.kind = human (or an escalation to people) without evaluation.judge: people are not asked about "
                 "held-out answers, so name a judge that is, e.g. a rule or a reward model"
+            )
+        if any(asks_policy(judge) for _, judge in named) and self.evaluation.judge is None:
+            raise ValueError(
+                "judge.model = policy without evaluation.judge: the policy must not judge its own held-out answers, so "
+                "name an independent judge of them, e.g. evaluation.judge={kind: llm, model: initial}, a frozen copy of "
+                "the initial model"
             )
         if people is not None and people.mode == "labels":
             if not isinstance(self.judge, HumanJudge):
@@ -174,6 +187,11 @@ class RunConfig(TrainingConfig):
                     f"judge.mode = labels, but pairing.strategy = {self.pairing.strategy} makes pairs: set "
                     f"pairing.strategy=labels and pairing.threshold=0.5, or judge.mode=pairs"
                 )
+        if people is not None and self.pairing.strategy == "spin":
+            raise ValueError(
+                "pairing.strategy = spin asks no judge, but judge.kind = human (or an escalation to people) would have "
+                "people wait: name a judge of held-out answers, e.g. a rule, or choose another strategy"
+            )
         return self
 
     @model_validator(mode="after")
@@ -187,11 +205,6 @@ class RunConfig(TrainingConfig):
                     f"pairing.ties = keep, but objective.name = {name} knows no ties: set pairing.ties=drop, or "
                     f"use an objective that does ({known})"
                 )
-        if people is not None and self.pairing.strategy == "spin":
-            raise ValueError(
-                "pairing.strategy = spin asks no judge, but judge.kind = human (or an escalation to people) would have "
-                "people wait: name a judge of held-out answers, e.g. a rule, or choose another strategy"
-            )
             if pairing.strategy == "labels" and term.objective.data == "pairs":
                 raise ValueError(
                     f"pairing.strategy = labels makes single responses, but objective.name = {name} learns from "

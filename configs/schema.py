@@ -252,11 +252,31 @@ class Checkpointing(Section):
     every: PositiveInt = 8
     """Steps between checkpoints (a last one is always written); what came after is replayed from the ledger."""
     keep: PositiveInt = 1
-    """How many complete checkpoints are kept; an old one goes only after a newer one is marked complete."""
+    """How many of the newest checkpoints are kept; an old one goes only after a newer one is complete."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """How many are kept besides because they are the best by ``best_metric``; 0: none."""
+    best_metric: str = "eval/win_rate"
+    """A metric by its name in MLflow, measured at the checkpoint's own step."""
+    best: Literal["max", "min"] = "max"
+    """Whether the best is the greatest or the least value."""
+    storage: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?|[/~].*)?$")] = ""
+    """Where checkpoints and journals are copied in the background: ``s3://bucket/prefix``, or a second directory
+    (absolute). ``--resume=auto`` on an empty disk restores the run from there. Empty: nowhere."""
 
 
 class Deadlines(Section):
     start_s: PositiveFloat = 300.0
     """Longest time an actor may take to come up."""
     call_s: PositiveFloat = 600.0
-    """Longest time one remote call may take before its stage is declared hung."""
+    """Longest time one remote call may take before its actor is declared hung and replaced."""
+    heartbeat_s: PositiveFloat = 120.0
+    """Longest time a sampler may leave a poll unanswered (it answers about every second) before it is declared hung."""
+    lease_s: PositiveFloat = 30.0
+    """A process of another machine that gives no sign of life in its run for so long counts as dead."""
+
+
+class Recovery(Section):
+    retries: Annotated[int, Field(ge=0)] = 10
+    """Actors of one stage that may be lost and replaced within ``window_s``; one more ends the run. 0: none is."""
+    window_s: PositiveFloat = 3600.0
+    """Seconds after which a lost actor no longer counts."""

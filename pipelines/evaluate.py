@@ -39,11 +39,12 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
 
     KL is of ``model`` to ``against``.
     """
+    from actors.faults import Faults
     from actors.quiet import quiet_driver
     from actors.reference import ReferencePool
     from actors.sampler import SamplerPool
     from pipelines.doctor import refuse_unfit
-    from pipelines.judges import start_judges
+    from pipelines.judges import outside_a_run, start_judges
     from pipelines.ledger import Ledger
     from pipelines.online import load_all_prompts
     from pipelines.session import join_cluster
@@ -57,11 +58,12 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
         quiet_driver(logs / "driver.log")
         join_cluster(config, training=False)
         quiet_driver(logs / "driver.log")
-        judges = start_judges(config, Path(scratch), logs, progress)
+        faults = Faults(config.recovery, lambda fault: progress.warning(f"{fault.cause}; replaced"))
+        judges = start_judges(outside_a_run(config), Path(scratch), logs, progress, faults)
         ledger = Ledger(Path(scratch))
-        reference = ReferencePool(old, logs)
+        reference = ReferencePool(old, Path(scratch), logs, faults)
         shown = _Shown(progress)
-        sampler = SamplerPool(old, logs)
+        sampler = SamplerPool(old, logs, faults)
         try:
             _, prompts, _ = load_all_prompts(old)
             await sampler.ready()
@@ -69,7 +71,7 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
             heldout = HeldOut(config, prompts, sampler, judges, reference, ledger, shown)
             await heldout.baseline()
             sampler.close()
-            sampler = SamplerPool(new, logs)
+            sampler = SamplerPool(new, logs, faults)
             await sampler.ready()
             heldout.answer_with(sampler)
             report = await heldout.evaluate(1, Version(0, 1))

@@ -56,21 +56,21 @@ def read_groups(candidates: Iterable[Record], judgements: Iterable[Record]) -> l
     """
     responses: dict[tuple[int, str], dict[str, Response]] = {}
     for r in candidates:
-        step, name = int(r["step"]), r["group"]
+        step, name = int(r["step"]), str(r["group"])
         response = response_type.validate_python({k: v for k, v in r.items() if k not in ("step", "group")})
         responses.setdefault((step, name), {})[response.id] = response
     found: dict[tuple[int, str], Recorded] = {}
     for r in judgements:
-        key = int(r["step"]), r["group"]
+        key = int(r["step"]), str(r["group"])
         if key in responses:
             judged, overruled = (tuple(map(_judgement.validate_python, r[k])) for k in ("judgements", "overruled"))
             waiting = r["state"] == "waiting"
-            found[key] = Recorded(*key, r["prompt_id"], tuple(responses[key].values()), judged, overruled, waiting)
+            found[key] = Recorded(*key, str(r["prompt_id"]), tuple(responses[key].values()), judged, overruled, waiting)
     return list(found.values())
 
 
-def undecided(groups: Iterable[Recorded], complete: set[int], prompts: Mapping[str, Prompt]) -> list[Recorded]:
-    """What people were asked about in a complete step and no complete step has decided since."""
-    known = [g for g in groups if g.step in complete and g.prompt_id in prompts]
+def undecided(groups: Iterable[Recorded], prompts: Mapping[str, Prompt]) -> list[Recorded]:
+    """What people were asked about and no step has decided since; the newest record of each."""
+    known = [g for g in groups if g.prompt_id in prompts]
     decided = {g.name for g in known if not g.waiting}
-    return [g for g in known if g.waiting and g.name not in decided]
+    return list({g.name: g for g in known if g.waiting and g.name not in decided}.values())

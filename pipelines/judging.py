@@ -12,8 +12,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from actors.judges.human import HumanAnswer, HumanPool
 from actors.judges.protocol import Arbiter, Rater
+from pipelines.annotate.judge import HumanAnswer, HumanPool
 from preference.pairing import PairingRules, next_matches, ratings
 from preference.types import (
     CandidateGroup,
@@ -56,12 +56,15 @@ class JudgeStage:
         say: Callable[[str], None],
         *,
         labels: bool = False,
+        heldout: Rater | Arbiter | None = None,
     ) -> None:
         """``people`` are those that ``judge`` hands matches to, if it does; with ``labels`` they are asked about single
         responses instead. ``budget``: most tokens of a prompt and its two responses. ``say`` tells what went wrong.
+        ``heldout`` asks the same judge about held-out answers, remembers what it said, and closes it.
         """
         self.name = judge.name
         self._judge, self._people, self._rules = judge, people, rules
+        self._heldout = heldout or judge
         self._encode, self._budget, self._say, self._labels = encode, budget, say, labels
         self._open: dict[str, _Open] = {}  # by the id of every candidate
         self._taken: dict[int, list[str]] = {}  # answers of people that a step has used
@@ -70,10 +73,12 @@ class JudgeStage:
         await self._judge.ready()
 
     def close(self) -> None:
-        self._judge.close()
+        self._heldout.close()
 
     async def judge(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
         """The judged group, or None where people have been asked and ``settle`` will tell."""
+        if self._rules.strategy == "spin":  # the data's response is the better one by definition
+            return JudgedGroup(group, ())
         if not isinstance(self._judge, Arbiter):
             return JudgedGroup(group, tuple(await self._judge.rate([group])))
         entry = self._enter(step, JudgedGroup(group, ()))
@@ -122,8 +127,9 @@ class JudgeStage:
             used |= {a.id for a in answers}
             touched: dict[str, _Open] = {}
             for answer in answers:
+                # One to a group that is closed has been used by a step whose process died before it could say so.
+                self._taken.setdefault(step, []).append(answer.id)
                 if (found := self._apply(answer)) is not None:
-                    self._taken.setdefault(step, []).append(answer.id)
                     touched[found.judged.group.candidates[0].id] = found
             asked_more = False
             for entry in touched.values():
@@ -208,14 +214,14 @@ class JudgeStage:
         A judge that rates gives its ratings. One that compares gives P(the answer is better than that ``against`` it),
         a tie being 1/2, and 1/2 where there is nothing to compare with.
         """
-        if not isinstance(self._judge, Arbiter):
-            found = await asyncio.gather(*(self._judge.rate([g]) for g in groups))
+        if not isinstance(self._heldout, Arbiter):
+            found = await asyncio.gather(*(self._heldout.rate([g]) for g in groups))
             scores = [ratings(JudgedGroup(g, tuple(r))) for g, r in zip(groups, found, strict=True)]
             return [s.get(g.candidates[0].id, float("nan")) for g, s in zip(groups, scores, strict=True)]
         if against is None:
             return [0.5] * len(groups)
         matches = [Match(g.prompt, g.candidates[0], a.candidates[0]) for g, a in zip(groups, against, strict=True)]
-        rulings = await self._judge.rule(0, matches)
+        rulings = await self._heldout.rule(0, matches)
         return [_won(r.stands) for r in rulings]
 
 

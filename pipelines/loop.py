@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.stream import TrainerLost
 from actors.weights import discard_before, version_directory
 from configs.runs import TrainingConfig
-from pipelines.ledger import Ledger, checkpoint_dir, prune_checkpoints
+from pipelines.ledger import Ledger, LedgerError
 from pipelines.stages import Consumer, Evaluator, Observer, Prepared, Reference, Source, Trainer
 from pipelines.timing import Stopwatch
 from preference.batching import collate
@@ -69,6 +70,11 @@ class Loop:
                 report = await self._learn(step, await preparing.popleft())
                 self._observer.step_done(report)
                 await self._stages.evaluator.after(step, self.version)
+            await asyncio.to_thread(self._ledger.checkpoints.settle)
+        except TrainerLost:
+            # What is under way needs no trainer, and is there when its step comes again.
+            await asyncio.gather(*preparing, return_exceptions=True)
+            raise
         finally:
             for task in preparing:
                 task.cancel()
@@ -133,9 +139,15 @@ class Loop:
         checkpoint = self._config.checkpoint
         if step % checkpoint.every and step != self._steps:
             return
-        directory = checkpoint_dir(self._ledger.run_dir, step)
+        checkpoints = self._ledger.checkpoints
         with watch.stage("checkpoint"):
+            directory = await asyncio.to_thread(checkpoints.begin, step)  # waits for the disk to have the one before
             if self._stages.reference is not None and self._config.reference.refresh != "fixed":
                 await self._stages.reference.save(str(directory / "reference"))
-            await self._stages.trainer.checkpoint(step, directory)
-        prune_checkpoints(self._ledger.run_dir, checkpoint.keep)
+            done = await self._stages.trainer.checkpoint(step, directory)
+        if done.error:
+            raise LedgerError(
+                f"the checkpoint of step {step} cannot be written to {directory}: {done.error}; what was committed "
+                f"before is whole: free space or repair the disk, and go on with --resume=auto"
+            )
+        checkpoints.seal(directory, step, str(self.version), done.files, checkpoint)

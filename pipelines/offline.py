@@ -49,15 +49,19 @@ class FileSource:
         """Optimizer steps of the whole run; the last one may hold fewer items."""
         return max(1, -(-self._total // self._data.batch_size))
 
+    def rewind(self) -> None:
+        self._prepared = self._ledger.prepared_steps()
+
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         size = self._data.batch_size
         start, end = (step - 1) * size, min(step * size, max(self._total, 1))
         ids = epoch_slice(sorted(self._items), start, end, self._seed)
         items = [self._items[i] for i in ids]
         scored, mismatched = await self._scorer.score(step, items, watch)
+        fates = Counter({Fate.TRAINED: len(items)})
         if step not in self._prepared:
-            self._ledger.prepared(step, ids)
-        return Prepared(Counter({Fate.TRAINED: len(items)}), scored, mismatched, None, None, (), watch)
+            self._ledger.prepared(step, ids, fates)
+        return Prepared(fates, scored, mismatched, None, None, (), watch)
 
 
 class HeldoutItems:
@@ -204,6 +208,8 @@ def sft_config(config: RunConfig | OfflineConfig, run_dir: Path) -> SftConfig:
     assert config.sft is not None
     tracking = config.tracking
     uri = tracking.uri or f"sqlite:///{Path(config.run.root) / 'mlflow.db'}"
+    storage = config.checkpoint.storage and f"{config.checkpoint.storage.rstrip('/')}/{config.run.name}"
+    checkpoint = config.checkpoint.model_copy(update={"storage": storage, "keep_best": 0})
     return SftConfig(
         run=RunDirectory(
             name="sft", root=str(run_dir), seed=config.run.seed, min_free_disk_gb=config.run.min_free_disk_gb
@@ -215,6 +221,6 @@ def sft_config(config: RunConfig | OfflineConfig, run_dir: Path) -> SftConfig:
         resources=config.resources,
         weights=config.weights,
         tracking=tracking.model_copy(update={"uri": uri, "registered_model": f"{config.run.name}-sft"}),
-        checkpoint=config.checkpoint,
+        checkpoint=checkpoint,
         deadlines=config.deadlines,
     )

@@ -1,7 +1,7 @@
 """Online data: what a step learns from is sampled, judged and paired first.
 
-    prompts ──> sampler ──> judge ──> pairing ──> reference ──> (pipelines.loop: trainer ──> weights v+1)
-                           (each group as soon as it is complete)
+    prompts ──> sampler, opponents ──> judge ──> pairing ──> reference ──> (pipelines.loop: trainer ──> weights v+1)
+                                      (each group as soon as it is complete)
 
 Run it: ``python -m pipelines.online --config configs/quickstart.yaml`` (the same as ``rondo run``).
 """
@@ -11,29 +11,33 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
-from configs.judges import people_of
 from configs.loading import ConfigError
+from configs.opponents import DataPlayer
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
+from pipelines.guests import check_responses
 from pipelines.heldout import HeldOut
-from pipelines.judges import start_judges
-from pipelines.ledger import Ledger
+from pipelines.judges import heldout_judges, start_judges
+from pipelines.ledger import Begun, Ledger
+from pipelines.lineup import Lineup
 from pipelines.offline import after_sft
+from pipelines.opponents import Opponents
 from pipelines.pairing import pairing_rules
 from pipelines.progress import Progress
 from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
 from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
-from pipelines.stages import Evaluator, Judge, Observer, Prepared, Sampler, Source
+from pipelines.stages import Consumer, Evaluator, Judge, Observer, Prepared, Sampler, Source
 from pipelines.timing import Stopwatch
 from preference.judge_metrics import Trust, failures
 from preference.pairing import make_items
 from preference.reports import EvalReport
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import Fate, JudgedGroup, Prompt, content_id
+from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt, content_id
 
 
 class JudgeUnreliable(RuntimeError):
@@ -53,22 +57,33 @@ class OnlineSource:
         scorer: Scorer,
         ledger: Ledger,
         observer: Observer,
+        opponents: Opponents | None = None,
     ) -> None:
         self._config, self._prompts, self._heldout = config, prompts, heldout
-        self._sampler, self._judge, self._scorer = sampler, judge, scorer
+        self._judge, self._scorer, self._opponents = judge, scorer, opponents
+        self._players: Sampler | Opponents = opponents or sampler
         self._ledger, self._observer = ledger, observer
         self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
-        self._journaled = ledger.replayable(prompts.prompts)
         self._trust = Trust()
+        self.rewind()
         judge.restore(ledger.undecided(prompts.prompts))
+
+    def rewind(self) -> None:
+        """Steps may come again: those whose data is complete are replayed, others go on from what they have."""
+        self._journaled = self._ledger.replayable(self._prompts.prompts)
+        self._begun = self._ledger.begun(self._prompts.prompts)
+        if self._opponents is not None:
+            for step, groups in self._journaled.items():
+                self._opponents.judged(step, groups)
 
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         journaled = self._journaled.pop(step, None)
         probe = None
         if journaled is not None:
-            judged = list(journaled)
+            judged = self._in_order(step, journaled)
         else:
             judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
+        faced = self._opponents.judged(step, judged) if self._opponents is not None else None
         made = [make_items(group, self._rules) for group in judged]
         fates = Counter(m.fate for m in made)
         if waited := self._ledger.waited(step):
@@ -76,41 +91,60 @@ class OnlineSource:
         items = [item for m in made for item in m.items]
         scored, mismatched = await self._scorer.score(step, items, watch)
         if journaled is None:
-            self._ledger.prepared(step, [i.id for i in items])
+            self._ledger.prepared(step, [i.id for i in items], fates)
         rows = sample_rows(judged, scored)
         waiting = tuple(self._judge.waiting(step)) if journaled is None else ()
         return Prepared(
-            fates, scored, mismatched, sample_metrics(judged), probe, rows, watch, tuple(judged), waiting
+            fates, scored, mismatched, sample_metrics(judged, faced), probe, rows, watch, tuple(judged), waiting
         )  # fmt: skip
 
     async def _sample_and_judge(self, step: int, watch: Stopwatch) -> list[JudgedGroup]:
         """Each prompt is judged as soon as its candidates are complete, while others are still decoding."""
         sampling = self._config.sampling
-        prompts = self._prompts.batch(step, sampling.prompts_per_step, self._config.run.seed)
+        prompts = self._batch(step)
         plan = SamplePlan(
             step, "train", sampling.candidates, sampling.max_tokens, sampling.temperature, sampling.top_p,
             self._config.run.seed,
         )  # fmt: skip
+        begun = self._begun.pop(step, Begun((), frozenset()))
+        fresh = [p for p in prompts if plan.request(p, 0).id not in begun.names]
         judging: list[asyncio.Task[JudgedGroup | None]] = []
         tokens = 0
         with watch.stage("sample") as sample:
-            async for group in self._sampler.sample(prompts, plan):
+            async for group in self._players.sample(fresh, plan):
                 tokens += sum(len(c.token_ids) for c in group.candidates)
                 sample.tokens = tokens
-                judging.append(asyncio.create_task(watch.timed("judge", self._judge.judge(step, group))))
-                self._observer.stage(step, "sample", len(judging), len(prompts), tokens)
-        judged = [j for j in await asyncio.gather(*judging) if j is not None]
-        judged += await watch.timed("judge", self._judge.settle(step))
-        order = {p.id: i for i, p in enumerate(prompts)}
-        # Completion order must not leak into the batch; what comes late from earlier steps comes last.
-        judged.sort(key=lambda j: (order.get(j.group.prompt.id, len(order)), j.group.candidates[0].id))
-        self._ledger.judged(step, judged)
+                judging.append(asyncio.create_task(watch.timed("judge", self._judge_one(step, group))))
+                self._observer.stage(step, "sample", len(judging), len(fresh), tokens)
+        judged = [*begun.decided, *(j for j in await asyncio.gather(*judging) if j is not None)]
+        for late in await watch.timed("judge", self._judge.settle(step)):
+            self._ledger.judged(step, late)
+            judged.append(late)
         self._ledger.waiting(step, self._judge.waiting(step))
         await self._judge.consumed(step)
+        judged = self._in_order(step, judged)
         self._refuse_unreliable_judge(judged)
         if warning := self._trust.update(step, judged):
             self._observer.message(warning)
         return judged
+
+    async def _judge_one(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
+        judged = await self._judge.judge(step, group)
+        if judged is not None:
+            self._ledger.judged(step, judged)
+        else:
+            for asked in self._judge.waiting(step):
+                if asked.group.candidates[0].id == group.candidates[0].id:
+                    self._ledger.asked(step, asked)
+        return judged
+
+    def _batch(self, step: int) -> list[Prompt]:
+        return self._prompts.batch(step, self._config.sampling.prompts_per_step, self._config.run.seed)
+
+    def _in_order(self, step: int, judged: Iterable[JudgedGroup]) -> list[JudgedGroup]:
+        """Completion order must not leak into the batch; what comes late from earlier steps comes last."""
+        order = {p.id: i for i, p in enumerate(self._batch(step))}
+        return sorted(judged, key=lambda j: (order.get(j.group.prompt.id, len(order)), j.group.candidates[0].id))
 
     def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:
         if not judged:
@@ -141,6 +175,8 @@ def check_inputs(config: RunConfig) -> None:
             f"evaluation.prompts = {config.evaluation.prompts}, but {config.prompts.heldout} holds {len(heldout)}: "
             f"lower evaluation.prompts or add prompts"
         )
+    if any(isinstance(o, DataPlayer) for o in config.opponents):
+        check_responses(config.prompts.train)
 
 
 async def run_online(config: RunConfig, resume: ResumeMode, progress: Progress) -> EvalReport | None:
@@ -157,10 +193,9 @@ async def _online(config: RunConfig, session: Session) -> None:
     # Every actor starts at once, the trainer's long chain of processes first; prompts are read meanwhile.
     log_dir = session.log_dir
     trainer = session.trainer(config, config.run.steps)
-    sampler = SamplerPool(config, log_dir)
-    judges = start_judges(config, session.run_dir, log_dir, session.progress)
-    # People are not asked about held-out answers.
-    heldout_judges = judges[1:] if people_of(config.judge) else judges
+    sampler = SamplerPool(config, log_dir, session.faults)
+    lineup = Lineup(config, session.run_dir, log_dir, session.resumes[0], session.faults)
+    judges = start_judges(config, session.run_dir, log_dir, session.progress, session.faults, sampler)
     reference = session.reference(config)
     try:
         session.progress.message("starting: vLLM engines, judges, reference pool, ZeRO-3 trainer; reading prompts")
@@ -173,19 +208,26 @@ async def _online(config: RunConfig, session: Session) -> None:
         for judge in judges:
             await judge.ready()
         nodes += await trainer.ready()
+        await lineup.ready(nodes[0])
+        prompts, opponents = await asyncio.to_thread(lineup.opponents, sampler, prompts, session.watchers)
+        consumers: list[Consumer] = [sampler, opponents] if opponents is not None else [sampler]
 
         async def build() -> tuple[Source, Evaluator]:
-            ledger, watchers = session.ledger, session.watchers
-            heldout = HeldOut(config, heldout_prompts, sampler, heldout_judges, reference, ledger, watchers)
+            ledger, watchers, independent = session.ledger, session.watchers, heldout_judges(config, judges)
+            heldout = HeldOut(config, heldout_prompts, sampler, independent, reference, ledger, watchers)
             await heldout.baseline()
             scorer = Scorer(config, reference, trainer.ranks, ledger, watchers)
-            return OnlineSource(config, prompts, heldout, sampler, judges[0], scorer, ledger, watchers), heldout
+            source = OnlineSource(
+                config, prompts, heldout, sampler, judges[0], scorer, ledger, watchers, opponents
+            )  # fmt: skip
+            return source, heldout
 
         ahead = config.run.max_staleness
-        await session.learn(config, config.run.steps, ahead, trainer, reference, [sampler], nodes, build)
+        await session.learn(config, config.run.steps, ahead, trainer, reference, consumers, nodes, build)
     finally:
         await trainer.close()
         sampler.close()
+        lineup.close()
         if reference is not None:
             reference.close()
         for judge in judges:

@@ -5,24 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.faults import Fault, Faults, StageFailed
 from actors.nodes import blind_nodes
-from actors.pool import StageFailed
 from actors.quiet import quiet_driver
 from actors.reference import ReferencePool
+from actors.stream import TrainerLost
 from actors.trainer_group import TrainerGroup
 from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
 from configs.runs import RunConfig, TrainingConfig
+from pipelines import plots
+from pipelines.copies import LAST_COPIES_S, Copies, open_copies, restore_run
 from pipelines.doctor import cluster_shortfalls
+from pipelines.events import AttemptBegan, AttemptEnded, Began, Survived
 from pipelines.export import export_published
 from pipelines.facts import cluster_facts
-from pipelines.ledger import Ledger, LedgerError, RunRecord, complete_checkpoints, read_record, write_record
+from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
 from pipelines.loop import Loop, Stages
+from pipelines.metrics import Metrics
 from pipelines.progress import Progress
 from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
@@ -34,22 +43,35 @@ ResumeMode = Literal["never", "auto", "must"]
 
 
 class Watchers:
-    """Progress display and MLflow behind the loop's one Observer; remembers the last step that was logged."""
+    """Progress display, MLflow and Prometheus behind the loop's one Observer; remembers the last step that was logged."""
 
     def __init__(self, progress: Progress, tracker: Tracker, run_dir: Path, record: RunRecord) -> None:
         self._progress, self._tracker, self._run_dir, self._record = progress, tracker, run_dir, record
+        self._metrics = Metrics(run_dir.name, record.attempts)
         self.steps = 0  # of the whole run; known once the data is read
         self.last_evaluation: EvalReport | None = None
+        self.measured: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
+        """Is told what was measured at a step: the best checkpoints are chosen by it."""
 
     def stage(self, step: int, name: str, done: int, total: int, tokens: int) -> None:
         self._progress.stage(step, name, done, total, tokens)
+        self._metrics.stage(step, name, done, total, tokens)
 
     def step_done(self, report: StepReport) -> None:
         self._progress.step_done(report, self.steps)
+        self._metrics.step_done(report)
+        self.measured(report.step, plots.step_metrics(report))
         if report.step > self._record.logged_step:  # a replayed step is in MLflow already
             self._tracker.log_step(report)
             self._record = replace(self._record, logged_step=report.step)
             write_record(self._run_dir, self._record)
+
+    def incarnate(self) -> int:
+        """Number of the incarnation of the weights that begins: no other of the run had it."""
+        number = max(self._record.incarnations, self._record.attempts - 1)
+        self._record = replace(self._record, incarnations=number + 1)
+        write_record(self._run_dir, self._record)
+        return number
 
     def finished(self) -> None:
         """The run is at its end and exported: a later attempt has nothing to do."""
@@ -58,15 +80,21 @@ class Watchers:
 
     def evaluated(self, report: EvalReport) -> None:
         self.last_evaluation = report
+        self.measured(report.step, plots.eval_metrics(report))
         self._tracker.log_eval(report)
+        self._metrics.evaluated(report)
         self._progress.evaluated(report)
 
     def heldout(self, step: int, metrics: TrainMetrics) -> None:
+        self.measured(step, plots.heldout_metrics(metrics))
         self._tracker.log_heldout(step, metrics)
         self._progress.heldout(step, metrics)
 
     def message(self, text: str) -> None:
         self._progress.message(text)
+
+    def fault(self, stage: str) -> None:
+        self._metrics.fault(stage)
 
 
 def open_run(config: TrainingConfig, resume: ResumeMode) -> tuple[Path, RunRecord]:
@@ -101,6 +129,7 @@ class Session:
     watchers: Watchers
     progress: Progress
     tracker: Tracker
+    faults: Faults
 
     @property
     def log_dir(self) -> Path:
@@ -108,17 +137,16 @@ class Session:
 
     @property
     def resumes(self) -> tuple[int, str]:
-        """Steps that the newest complete checkpoint holds, and its directory; (0, "") without one."""
-        checkpoints = complete_checkpoints(self.run_dir)
-        return (checkpoints[-1][0], str(checkpoints[-1][1])) if checkpoints else (0, "")
+        """Steps that the newest whole checkpoint holds, and its directory; (0, "") without one."""
+        return self.ledger.checkpoints.newest(self.progress.warning)
 
     def trainer(self, config: TrainingConfig, steps: int) -> TrainerGroup:
         """Start the trainer of this attempt, from the newest checkpoint if there is one."""
-        return TrainerGroup(config, steps, self.run_dir, self._attempt(config), self.resumes[1])
+        return TrainerGroup(config, steps, self.run_dir, self._attempt(config), self.resumes[1], self.faults)
 
     def reference(self, config: TrainingConfig) -> ReferencePool | None:
         """Start the reference pool, unless no objective asks for it."""
-        return ReferencePool(config, self.log_dir) if config.needs_reference else None
+        return ReferencePool(config, self.run_dir, self.log_dir, self.faults) if config.needs_reference else None
 
     def _attempt(self, config: TrainingConfig) -> str:
         return f"{config.run.name}-attempt-{self.record.attempts}"
@@ -138,7 +166,6 @@ class Session:
 
         ``build`` is awaited when everything is up, before the first step.
         """
-        done, checkpoint = self.resumes
         weights_dir = _weights_dir(config, self.run_dir, self._attempt(config), nodes)
         self.watchers.steps = steps
         if config.model.lora is not None:
@@ -148,19 +175,46 @@ class Session:
         try:
             source, evaluator = await build()
             stages = Stages(source, trainer, reference, consumers, evaluator)
-            incarnation = self.record.attempts - 1
-            loop = Loop(config, steps, ahead, stages, self.ledger, self.watchers, weights_dir, Version(incarnation, 0))
-            if checkpoint:
-                self.progress.message(f"resuming after step {done} from {checkpoint}")
-                if reference is not None and (Path(checkpoint) / "reference").exists():
-                    await reference.load(str(Path(checkpoint) / "reference"))
-                await loop.publish(Version(incarnation, done), Stopwatch())
-            await loop.run(done)
-            if not consumers and loop.version.step != steps:
-                await loop.publish(Version(incarnation, steps), Stopwatch())
+            lost: TrainerLost | None = None
+            while True:
+                done, checkpoint = await asyncio.to_thread(
+                    self.ledger.checkpoints.newest, self.progress.warning, again=lost is not None
+                )
+                try:
+                    if lost is not None:
+                        self.progress.message(f"the trainer is started again, from step {done}")
+                        source.rewind()
+                        await trainer.restart(lost, checkpoint)
+                    version = Version(self._incarnation(done, steps), done)
+                    loop = Loop(config, steps, ahead, stages, self.ledger, self.watchers, weights_dir, version)
+                    if checkpoint or lost is not None:
+                        await self._go_on(loop, reference, checkpoint)
+                    await loop.run(done)
+                    if not consumers and loop.version.step != steps:
+                        await loop.publish(Version(version.incarnation, steps), Stopwatch())
+                    break
+                except TrainerLost as error:
+                    lost = error
             self._finish(config, version_directory(weights_dir, loop.version))
         finally:
             shutil.rmtree(weights_dir, ignore_errors=True)
+
+    async def _go_on(self, loop: Loop, reference: ReferencePool | None, checkpoint: str) -> None:
+        """Give everybody the state of ``checkpoint``, which the trainer has already; empty: the initial one."""
+        if checkpoint:
+            self.progress.message(f"resuming after step {loop.version.step} from {checkpoint}")
+        if reference is not None:
+            moved = Path(checkpoint) / "reference" if checkpoint else None
+            await reference.load(str(moved) if moved is not None and moved.exists() else "")
+        await loop.publish(loop.version, Stopwatch())
+
+    def _incarnation(self, done: int, steps: int) -> int:
+        """A new life of the weights begins, with ``done`` steps in them: its number."""
+        number = self.watchers.incarnate()
+        uri = self.tracker.uri
+        store = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:") else ""
+        self.ledger.record(Began(number, done, steps, store, time.time()))
+        return number
 
     def _finish(self, config: TrainingConfig, published: Path) -> None:
         if not published.exists():
@@ -176,33 +230,54 @@ async def run_session(
     config: TrainingConfig, resume: ResumeMode, progress: Progress, body: Callable[[Session], Awaitable[None]]
 ) -> EvalReport | None:
     """Open the run, join the cluster, do ``body``, and leave everything in order. Returns the last evaluation."""
+    await asyncio.to_thread(restore_run, config, resume, progress.message)
     run_dir, record = open_run(config, resume)
     if record.finished and (not isinstance(config, RunConfig) or config.run.steps <= record.finished):
         progress.message(f"{run_dir} has been finished (step {record.finished}); its model is {run_dir / 'model'}")
         return None
-    ledger = Ledger(run_dir)
+    ledger = Ledger(run_dir, record.attempts, config.deadlines.lease_s, progress.message)
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    ledger.record(AttemptBegan(record.attempts, process, time.time()))
     quiet_driver(run_dir / "logs" / "driver.log")
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    reason = ""
     tracker: Tracker | None = None
+    copies: Copies | None = None
     try:
         tracker = Tracker.open(config, run_dir, record.mlflow_run or None, warn=progress.warning)
         tracker.log_inputs(config)
         record = replace(record, mlflow_run=tracker.run_id)
         write_record(run_dir, record)
+        copies = open_copies(config, ledger, progress.message)
         watchers = Watchers(progress, tracker, run_dir, record)
+        watchers.measured = partial(ledger.checkpoints.measured, config.checkpoint)
+
+        def survived(fault: Fault) -> None:
+            progress.warning(f"{fault.cause}; replaced ({fault.number} of this stage so far)")
+            ledger.record(Survived(fault.stage, fault.cause, time.time()))
+            watchers.fault(fault.stage)
+
+        faults = Faults(config.recovery, survived)
         join_cluster(config)
         tracker.log_cluster(cluster_facts())
         quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
         refuse_invisible(run_dir)
-        await body(Session(run_dir, record, ledger, watchers, progress, tracker))
+        await body(Session(run_dir, record, ledger, watchers, progress, tracker, faults))
         status = "FINISHED"
         return watchers.last_evaluation
     except (KeyboardInterrupt, asyncio.CancelledError):
         status = "KILLED"
         raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:500]
+        raise
     finally:
         if tracker is not None:
             tracker.finish(status)
+        with suppress(OSError, LedgerError):  # a full disk has a cause of its own, which is on its way already
+            ledger.record(AttemptEnded(status, reason, time.time()))
+        if copies is not None:
+            copies.close(config.deadlines.call_s if status == "FINISHED" else LAST_COPIES_S)
         ledger.close()
 
 

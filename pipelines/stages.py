@@ -79,6 +79,10 @@ class Reference(Protocol):
         """Write the present reference's weights, so that a resumed run has them."""
         ...
 
+    async def load(self, directory: str) -> None:
+        """Go on with weights that ``save`` wrote; empty: with the initial ones."""
+        ...
+
 
 class Trainer(Protocol):
     ranks: int
@@ -116,6 +120,10 @@ class Prepared:
 class Source(Protocol):
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         """Everything before the trainer, for 1-based ``step``."""
+        ...
+
+    def rewind(self) -> None:
+        """The weights are set back: steps that were prepared before will be asked for again."""
         ...
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from actors.pool import ActorPool, actor_options, remote_call
+from actors.faults import Faults
+from actors.pool import ActorPool, Crew, actor_options, remote_call
 from actors.quiet import redirect_output
 from configs.judges import RuleJudge
 from configs.schema import Deadlines, Group
@@ -67,22 +68,27 @@ class RuleJudgeActor:
 class RuleJudgePool:
     """A ``Rater``."""
 
-    def __init__(self, judge: RuleJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str) -> None:
+    def __init__(
+        self, judge: RuleJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str, faults: Faults
+    ) -> None:
         remote: Any = ray.remote(RuleJudgeActor)
-        self._start_s = deadlines.start_s
         self.name = judge.rule.partition(":")[2]
-        self._actors = [
-            remote.options(**actor_options(group)).remote(judge, str(log_dir / f"{name}-{i}.log"))
-            for i in range(group.actors)
-        ]
-        self._pool: ActorPool[Any] = ActorPool(name, self._actors, deadlines.call_s)
+
+        def start(index: int) -> Any:
+            return remote.options(**actor_options(group)).remote(judge, str(log_dir / f"{name}-{index}.log"))
+
+        async def ready(index: int, actor: Any) -> None:
+            who = f"judge {self.name} actor {index} (starting)"
+            await remote_call(actor.ready.remote(), who=who, seconds=deadlines.start_s)
+
+        self._crew: Crew[Any] = Crew(f"judge {self.name}", group.actors, start, ready, deadlines, faults)
+        self._pool = ActorPool(self._crew)
 
     async def ready(self) -> None:
-        for i, actor in enumerate(self._actors):
-            await remote_call(actor.ready.remote(), who=f"judge actor {i} (starting)", seconds=self._start_s)
+        await self._crew.ready()
 
     async def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
-        rated: list[Rating | JudgeFailure] = await self._pool.call(lambda a: a.rate.remote(groups))
+        rated: list[Rating | JudgeFailure] = await self._pool.call("rate", lambda a: a.rate.remote(groups))
         return rated
 
     def close(self) -> None:

@@ -48,8 +48,9 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def free_port(taken: int = 0) -> int:
-    """A free port below those that Ray gives to workers."""
-    for port in range(8300, 9900):
+    """A free port below those that Ray gives to workers; test processes that run side by side look in other places."""
+    first = 8300 + 400 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(first, first + 400):
         with socket.socket() as probe:
             if port != taken and probe.connect_ex(("127.0.0.1", port)):
                 return port
@@ -123,22 +124,26 @@ def run(*words: object, timeout: float = 300, **env: str) -> subprocess.Complete
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
 
+def torchrun(worker: str, ranks: int, directory: Path) -> subprocess.Popen[bytes]:
+    """A worker module of the tests on so many ranks; what it says goes to ``output-<ranks>`` in ``directory``."""
+    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
+    words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory)]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
+    with (directory / f"output-{ranks}").open("w") as output:
+        return subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+
 def under_torchrun(worker: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     """What a worker module of the tests found with one rank and with two; both at once, their starts are waiting."""
     started = {}
     for ranks in (1, 2):
         directory = tmp_path_factory.mktemp(f"{worker}-{ranks}")
-        words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-        words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory)]
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
-        output = (directory / "output").open("w")
-        process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        started[ranks] = (process, directory)
+        started[ranks] = (torchrun(worker, ranks, directory), directory)
     results = {}
     for ranks, (process, directory) in started.items():
-        assert process.wait(timeout=400) == 0, (directory / "output").read_text()[-3000:]
+        assert process.wait(timeout=400) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
         results[ranks] = json.loads((directory / "result.json").read_text())
     return results
 

@@ -49,8 +49,8 @@ class FakeSampler:
         version = self.version
         for p in reversed(prompts):
             await asyncio.sleep(0)
-            made = tuple(candidate(f"{p.id}", i, version=version) for i in range(plan.candidates))
-            yield CandidateGroup(p, made)
+            made = (candidate(p.id, i, version=version) for i in range(plan.candidates))
+            yield CandidateGroup(p, tuple(replace(c, id=plan.request(p, c.index).id) for c in made))
 
     async def load(self, directory, version):
         assert version > self.version
@@ -101,7 +101,7 @@ class FakeReference:
         self.version = directory.rpartition("-")[2]
 
     async def save(self, directory):
-        self.saved.append((directory.rpartition("checkpoints/")[2], self.version))
+        self.saved.append((directory.rpartition("checkpoints/")[2].partition(".")[0], self.version))
 
 
 class FakeTrainer:
@@ -123,9 +123,8 @@ class FakeTrainer:
 
     async def checkpoint(self, step, directory):
         self.log.append(("checkpoint", step))
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "complete.json").write_text(f'{{"step": {step}}}')
-        return CheckpointDone(step, str(directory), 0.0)
+        (directory / "weights").write_text(f"{step}")
+        return CheckpointDone(step, str(directory), 0.0, ())
 
 
 class Notes:
@@ -235,6 +234,37 @@ def test_a_resumed_run_replays_what_was_paid_for(tmp_path):
     assert [r.version for r in again.notes.reports] == [Version(1, s) for s in (2, 3, 4)]
 
 
+def test_what_was_judged_when_the_driver_died_is_not_judged_again(tmp_path):
+    whole = World(tmp_path / "whole", config(steps=2)).run()
+    first, asked = World(tmp_path / "cut", config(steps=2)), []
+    judge = first.judge.judge
+
+    async def dies(step, group):
+        if step == 2 and len(asked) == 3:
+            raise RuntimeError("power cut")
+        asked.extend([group.prompt.id] if step == 2 else [])
+        return await judge(step, group)
+
+    first.judge.judge = dies
+    with pytest.raises(RuntimeError, match="power cut"):
+        first.run()
+    again = World(tmp_path / "cut", config(steps=2), version=Version(1, 1))
+    sampled = []
+    sample = again.sampler.sample
+
+    def noting(prompts, plan):
+        sampled.extend(p.id for p in prompts if plan.purpose == "train")
+        return sample(prompts, plan)
+
+    again.sampler.sample = noting
+    again.run(done=1)
+    assert len(sampled) == 2
+    assert not set(sampled) & set(asked)
+    x, y = whole.trainer.batches[1].cells[0][0], again.trainer.batches[0].cells[0][0]
+    assert (x.packed.input_ids == y.packed.input_ids).all()
+    assert (x.items == y.items).all()
+
+
 def test_completion_order_does_not_shape_the_batch(tmp_path):
     a = World(tmp_path / "a", config(steps=1)).run()
     b = World(tmp_path / "b", config(steps=1))
@@ -286,7 +316,7 @@ def test_the_reference_moves_when_it_is_due_and_is_saved_with_the_checkpoint(tmp
     cfg = config(steps=4, reference={"refresh": "periodic", "every": 2, "alpha": 0.6}, checkpoint={"every": 3})
     w = World(tmp_path, cfg).run()
     assert w.reference.calls == [("refresh", "weights-0.2", 0.6), ("refresh", "weights-0.4", 0.6)]
-    assert w.reference.saved == [("step-000003/reference", "0.2"), ("step-000004/reference", "0.4")]
+    assert w.reference.saved == [("step-000003", "0.2"), ("step-000004", "0.4")]
 
 
 def test_an_item_is_scored_once_for_every_version_of_the_reference(tmp_path):

@@ -16,7 +16,7 @@ from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
 from actors.judges.implicit import ImplicitActor
 from actors.judges.reward_model import Classifier, RewardModelActor, batches
-from actors.pool import StageFailed
+from actors.faults import StageFailed
 from configs.judges import ImplicitJudge, RewardModelJudge
 from preference.types import (
     Candidate,
