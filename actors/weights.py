@@ -17,6 +17,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
 from preference.types import Version
 
 if TYPE_CHECKING:
@@ -30,6 +32,16 @@ class WeightsError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Manifest:
+    version: str
+    buckets: dict[str, NonNegativeInt]
+    bytes: NonNegativeInt
+
+
+_manifest: TypeAdapter[_Manifest] = TypeAdapter(_Manifest)
+
+
+@dataclass(frozen=True, slots=True)
 class WeightFiles:
     """A complete published version; iterating it reads (name, tensor), verifying each bucket's checksum."""
 
@@ -40,19 +52,28 @@ class WeightFiles:
 
     @classmethod
     def open(cls, directory: Path) -> WeightFiles:
-        """Read the manifest; raises WeightsError where there is none."""
+        """Read the manifest; raises WeightsError where there is none, or a damaged one."""
         try:
-            manifest = json.loads((directory / MANIFEST).read_text())
+            manifest = _manifest.validate_json((directory / MANIFEST).read_bytes())
+            version = Version.parse(manifest.version)
         except FileNotFoundError:
             raise WeightsError(f"{directory} holds no complete version: {MANIFEST} is missing") from None
-        version = Version.parse(manifest["version"])
-        return cls(directory, version, manifest["buckets"], manifest["bytes"])
+        except (OSError, ValueError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise WeightsError(f"{directory / MANIFEST} is damaged: {why}") from None
+        if strange := [name for name in manifest.buckets if Path(name).name != name or "\0" in name]:
+            raise WeightsError(f"{directory / MANIFEST} is damaged: {strange[0]!r} is no file beside it")
+        return cls(directory, version, manifest.buckets, manifest.bytes)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         from safetensors.torch import load_file
 
         for name, checksum in self.buckets.items():
-            if _checksum(self.directory / name)[0] != checksum:
+            try:
+                found, _ = _checksum(self.directory / name)
+            except (OSError, ValueError) as error:  # gone, or empty
+                raise WeightsError(f"{self.directory / name} of weights {self.version}: {error}") from None
+            if found != checksum:
                 raise WeightsError(f"{self.directory / name}: checksum mismatch in weights {self.version}")
             yield from load_file(self.directory / name).items()
 

@@ -33,8 +33,10 @@ def diagnose(config: TrainingConfig, *, training: bool = True) -> list[Check]:
         *inputs.model(config),
         *(inputs.judge(section, rule) for section, rule in inputs.rules(config).items()),
     ]
-    checks += [machine.root(config), machine.disk(config), machine.tracking(config)]
     address = os.environ.get("RAY_ADDRESS", "")
+    checks += [machine.root(config), machine.disk(config), machine.tracking(config)]
+    if training and parameters:
+        checks.append(machine.disk_forecast(config, inputs.shapes(config), cluster=bool(address)))
     if address:  # then the stages run elsewhere, and the cluster is asked for its resources once it is joined
         return [*checks, machine.cluster(address)]
     checks.append(machine.resources(config, training=training))

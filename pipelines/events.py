@@ -105,6 +105,21 @@ def read_event(record: Mapping[str, Any]) -> Event:
     return _event.validate_python(record)
 
 
+DIED = "it did not say: killed, or the machine went down"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A process that worked on the run."""
+
+    number: int
+    process: str
+    began: Time
+    ended: Time = None
+    why: str = ""
+    """Why it ended; empty: it goes on."""
+
+
 @dataclass(slots=True)
 class Incarnation:
     """One life of the weights."""
@@ -133,8 +148,9 @@ class History:
     replaced: int = 0
     """Steps that dead incarnations had trained and that were, or will be, trained again."""
     incarnations: list[Incarnation] = field(default_factory=list)
-    attempts: list[AttemptBegan] = field(default_factory=list)
-    ended: list[AttemptEnded] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    status: str = ""
+    """Of the last attempt: FINISHED, FAILED or KILLED; empty where it did not say."""
     faults: list[Survived] = field(default_factory=list)
     planned: int = 0
     """Steps that the run is to have; 0: not recorded."""
@@ -144,8 +160,6 @@ class History:
     been reached again, the pauses between attempts included."""
     last: Time = None
     """Time of the last event."""
-    in_order: bool = False
-    """Whether the last attempt said how it ended."""
 
     @property
     def done(self) -> int:
@@ -158,18 +172,19 @@ def history(events: Sequence[Event]) -> History:
     found = History()
     lost_at: tuple[int, float] | None = None  # (steps reached, when) of a state that has not been reached again
     for event in events:
-        before, found.in_order = found.last, isinstance(event, AttemptEnded)
+        before = found.last
         found.last = event.time if event.time is not None else before
         match event:
             case AttemptBegan():
-                _close(found, before, "it did not say: killed, or the machine went down")
-                found.attempts.append(event)
+                _close(found, before, DIED)
+                found.attempts.append(Attempt(event.attempt, event.process, event.time))
+                found.status = ""
             case Began():
                 lost_at = lost_at or _high_water(found)
-                _close(found, event.time, "the weights had to be loaded anew")
+                _close(found, event.time, "the weights had to be loaded anew", attempts=False)
                 found.replaced += sum(step > event.done for step in found.trained)
                 found.trained = {s: t for s, t in found.trained.items() if s <= event.done}
-                attempt = found.attempts[-1].attempt if found.attempts else 0
+                attempt = found.attempts[-1].number if found.attempts else 0
                 found.incarnations.append(
                     Incarnation(attempt, event.incarnation, event.done, event.done, event.time, None)
                 )
@@ -185,18 +200,20 @@ def history(events: Sequence[Event]) -> History:
             case Survived():
                 found.faults.append(event)
             case AttemptEnded():
-                found.ended.append(event)
-                why = {"FINISHED": "the run was finished", "KILLED": "it was told to stop"}.get(event.status, "")
-                _close(found, event.time, event.reason or why or "it failed")
+                found.status = event.status
+                why = {"FINISHED": "finished", "KILLED": "told to stop"}.get(event.status, "failed")
+                _close(found, event.time, event.reason or why)
     if lost_at is not None and found.last is not None:
         found.setback_s += max(found.last - lost_at[1], 0.0)
     return found
 
 
-def _close(found: History, at: Time, why: str) -> None:
-    """End the incarnation that is under way, if one is."""
-    if found.incarnations and not found.incarnations[-1].why:
-        found.incarnations[-1].ended, found.incarnations[-1].why = at, why
+def _close(found: History, at: Time, why: str, attempts: bool = True) -> None:
+    """End the incarnation and the attempt that are under way, where they are."""
+    for under_way in (found.incarnations[-1:], found.attempts[-1:] if attempts else []):
+        for one in under_way:
+            if not one.why:
+                one.ended, one.why = at, why
 
 
 def _high_water(found: History) -> tuple[int, float] | None:

@@ -14,7 +14,8 @@ from pipelines.data.load import parse
 from pipelines.data.records import Context, Parsed, Preference, detect, filled
 from pipelines.data.report import Unfit
 from pipelines.data.rules import DataError, DataRules, Format
-from pipelines.data.runs import journal, judged_prompts, prompt_file, record_of, recorded_rules
+from pipelines.data.runs import judged_prompts, prompt_file, record_of, recorded_rules, steps_of
+from pipelines.events import PreparedStep
 from pipelines.ledger import RunRecord
 from pipelines.prompts import PromptError, check_file
 from preference.diagnostics import Answer, Corpus, Graded, Preferred
@@ -37,8 +38,7 @@ def read_run(run_dir: Path) -> Corpus:
         source = record.fields.get("data.train", "its data")
         raise DataError(f"{run_dir} was trained from files, not from judged samples: inspect {source} instead")
     rules = recorded_rules(record)
-    events = journal(run_dir / "ledger" / "steps.jsonl")
-    complete = {r["step"] for r in events if r["event"] == "prepared"}
+    complete = {event.step for event in steps_of(run_dir) if isinstance(event, PreparedStep)}
     prompts = _prompt_texts(record)
     found = (j for j in judged_prompts(run_dir, prompts) if j.step in complete)
     judged = [(f"step {j.step}, {j.group.group.prompt.id}", j.group) for j in found]

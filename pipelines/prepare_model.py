@@ -64,10 +64,13 @@ def tensors(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file.name} is not a safetensors file")
         try:
             header = json.loads(stream.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{file.name} is not a safetensors file") from None
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    try:
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError(f"{file.name} has a damaged header") from None
     if size != end:
         raise ValueError(f"{file.name} holds {size} bytes of {end}: cut short while it was written or copied")
     return dict(header)

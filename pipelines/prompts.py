@@ -22,12 +22,15 @@ class PromptError(Exception):
 
 def parse_line(line: str) -> tuple[str, tuple[Message, ...], str]:
     """One JSONL line -> (id, messages, meta as JSON). Raises ValueError saying what is wrong with the line."""
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     fields = dict(record)
     identifier = fields.pop("id", None)
-    if not isinstance(identifier, (str, int)) or identifier == "":
+    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)) or identifier == "":
         raise ValueError('field "id" is missing or not a string')
     messages = fields.pop("messages", None)
     prompt = fields.pop("prompt", None)
@@ -44,7 +47,17 @@ def parse_line(line: str) -> tuple[str, tuple[Message, ...], str]:
         parsed.append(Message(m["role"], m["content"]))
     if not parsed[-1].content.strip():
         raise ValueError("the prompt is empty")
+    if any(_halves(text) for text in (str(identifier), *(t for m in parsed for t in (m.role, m.content)))):
+        raise ValueError("it holds half a surrogate pair, which no tokenizer encodes")
     return str(identifier), tuple(parsed), json.dumps(fields, sort_keys=True)
+
+
+def _halves(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def check_file(path: str | Path) -> dict[str, str]:
@@ -53,7 +66,7 @@ def check_file(path: str | Path) -> dict[str, str]:
     seen: dict[str, int] = {}
     texts: dict[str, str] = {}
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", newline="\n") as lines:  # as Ray Data divides it
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

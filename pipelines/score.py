@@ -199,7 +199,7 @@ def _holds_candidates(source: Path) -> bool:
     try:
         with source.open(encoding="utf-8") as file:
             record = json.loads(next((line for line in file if line.strip()), "null"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False  # whoever reads it says what is wrong
     responses = record.get("responses") if isinstance(record, dict) else None
     return isinstance(responses, list) and "prompt" in record and all(isinstance(r, str) for r in responses)
@@ -211,7 +211,7 @@ def _choices(source: Path, encoder: Encoder) -> list[ChoiceEntry]:
         if line.strip():
             try:
                 entries.append(_choice(json.loads(line), encoder))
-            except (ValueError, Unfit) as error:
+            except (ValueError, RecursionError, Unfit) as error:
                 raise DataError(f"{source}:{number}: {error}") from None
     return entries
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from configs.judges import HumanJudge
 from pipelines.annotate.items import AnnotationError, AnnotationItem, Answer, Choice, Mode, Shown
@@ -36,6 +38,7 @@ from pipelines.data.report import Reason, Unfit
 from pipelines.data.rules import AnnotationFields, DataError, DataRules
 from preference.types import Message, content_id
 
+T = TypeVar("T")
 Record = Mapping[str, Any]
 RESPONSES = ("response_a", "response_b")  # fields of an item's first and second response in every format
 QUESTION: Mapping[Mode, str] = {"pairs": "preference", "labels": "verdict"}
@@ -190,13 +193,37 @@ def _item(prompt: str | tuple[Message, ...], *texts: str) -> AnnotationItem:
 # -- labels ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _OwnLabel:
+    """A label as ``exchange`` writes it."""
+
+    annotator: str
+    choice: Choice
+    strength: Annotated[int, Field(ge=1, le=3)] | None = None
+    rationale: str | None = None
+    written: str | None = None
+    swapped: bool = False
+    review: bool = False
+    seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+
+_own: TypeAdapter[list[_OwnLabel]] = TypeAdapter(list[_OwnLabel])
+_seconds: TypeAdapter[float | None] = TypeAdapter(Annotated[FiniteFloat, Field(ge=0)] | None)
+
+
 def _own_labels(record: Record) -> Iterator[ReadLabel]:
-    for label in record.get("labels") or ():
-        answer = Answer(
-            Choice(label["choice"]), label.get("strength"), label.get("rationale") or "", label.get("written") or ""
-        )
-        swapped, review = bool(label.get("swapped")), bool(label.get("review"))
-        yield ReadLabel(str(label["annotator"]), answer, swapped, label.get("seconds"), review)
+    for label in _checked(_own, record.get("labels") or [], "labels"):
+        answer = Answer(label.choice, label.strength, label.rationale or "", label.written or "")
+        yield ReadLabel(label.annotator, answer, label.swapped, label.seconds, label.review)
+
+
+def _checked(kind: TypeAdapter[T], value: Any, name: str) -> T:
+    """Raises ValueError naming the field of ``value`` that is wrong."""
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, (name, *first['loc'])))}: {first['msg']}") from None
 
 
 def _argilla_labels(record: Record) -> Iterator[ReadLabel]:
@@ -205,13 +232,13 @@ def _argilla_labels(record: Record) -> Iterator[ReadLabel]:
     parts: dict[str, dict[str, Any]] = {}
     if isinstance(responses, dict):
         for question, given in responses.items():
-            for answer in given:
-                parts.setdefault(str(answer.get("user_id")), {})[question] = answer
+            for said in _objects(given, question):
+                parts.setdefault(str(said.get("user_id")), {})[question] = said
         alone: Sequence[tuple[str, Any]] = [(who, {q: [a] for q, a in part.items()}) for who, part in parts.items()]
     else:
         by_person: dict[str, list[Any]] = {}
-        for answer in responses:
-            by_person.setdefault(str(answer.get("user_id")), []).append(answer)
+        for said in _objects(responses, "responses"):
+            by_person.setdefault(str(said.get("user_id")), []).append(said)
         alone = list(by_person.items())
     for who, part in alone:
         answer = _vote(record, lambda r: parse_argilla(r, _NAMED[mode]), {"responses": part})
@@ -219,14 +246,20 @@ def _argilla_labels(record: Record) -> Iterator[ReadLabel]:
             yield ReadLabel(who, answer)
 
 
+def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise ValueError(f'"{name}" must be a list of objects')
+    return value
+
+
 def _label_studio_labels(record: Record) -> Iterator[ReadLabel]:
-    for annotation in record["annotations"]:
+    for annotation in _objects(record["annotations"], "annotations"):
         alone = {"annotations": [annotation]}
         answer = _vote(record, lambda r: parse_label_studio(r, _RULES), alone)
         if answer is not None:
             by = annotation.get("completed_by")
             who = by.get("email") or by.get("id") if isinstance(by, dict) else by
-            yield ReadLabel(str(who), answer, seconds=annotation.get("lead_time"))
+            yield ReadLabel(str(who), answer, seconds=_checked(_seconds, annotation.get("lead_time"), "lead_time"))
 
 
 def _vote(record: Record, parse: Any, part: Record) -> Answer | None:

@@ -67,13 +67,18 @@ def _headers(directory: Path) -> list[dict[str, Any]]:
     return [tensors(file) for file in files]
 
 
-def parameters(config: TrainingConfig) -> int:
-    """How many parameters the model has; 0 when its files cannot be read, which ``model`` reports."""
+def shapes(config: TrainingConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the model's tensors; none when its files cannot be read, which ``model`` reports."""
     try:
         headers = _headers(Path(config.model.path))
-        return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
+        return [(name, tuple(map(int, entry["shape"]))) for header in headers for name, entry in header.items()]
     except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return []
+
+
+def parameters(config: TrainingConfig) -> int:
+    """How many parameters the model has; 0 when its files cannot be read."""
+    return sum(math.prod(shape) for _, shape in shapes(config))
 
 
 def _count(config: TrainingConfig) -> str:

@@ -13,7 +13,7 @@ import psutil
 
 from actors import placement
 from configs.runs import RunConfig, TrainingConfig
-from pipelines.checks import Check, Level
+from pipelines.checks import Check, Level, forecast
 
 _GB = 1e9
 _GIB = 2.0**30
@@ -58,6 +58,13 @@ def disk(config: TrainingConfig) -> Check:
         return Check("disk", Level.OK, detail)
     fix = "free space, set run.root to a larger disk, or lower run.min_free_disk_gb"
     return Check("disk", Level.FAIL, detail, fix)
+
+
+def disk_forecast(config: TrainingConfig, shapes: forecast.Shapes, *, cluster: bool) -> Check:
+    transport = config.weights.transport
+    shared = transport == "shm" or (transport == "auto" and not cluster)
+    base = _existing(Path(config.run.root))
+    return forecast.forecast(config, shapes, shared=shared, base=base)
 
 
 def tracking(config: TrainingConfig) -> Check:
@@ -133,6 +140,7 @@ def _estimate(config: TrainingConfig, parameters: int) -> dict[str, float]:
     weights = parameters * _item_bytes(config) / _GB
     cache = config.sampling.kv_cache_gb * _GIB / _GB if isinstance(config, RunConfig) else 0.0
     shard = parameters * (_item_bytes(config) + _TRAINER_BYTES) / config.resources.trainer.actors / _GB
+    engine = weights * _SAMPLER_COPIES + cache + _SAMPLER_GB
     an_actor = {
         "sampler": engine,
         "opponents": engine,
@@ -141,7 +149,6 @@ def _estimate(config: TrainingConfig, parameters: int) -> dict[str, float]:
         "judge": _JUDGE_GB,
     }
     stages = {
-    engine = weights * _SAMPLER_COPIES + cache + _SAMPLER_GB
         stage: sum(group.actors * an_actor[stage] for group in groups)
         for stage, groups in config.groups.items()
         if not groups[0].gpus

@@ -24,7 +24,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pipelines.data.records import Graded, Parsed, Preference, Record, read_context, read_prompt, read_response
+from pipelines.data.records import (
+    Graded,
+    Parsed,
+    Preference,
+    Record,
+    is_number,
+    read_context,
+    read_prompt,
+    read_response,
+)
 from pipelines.data.report import Reason, Unfit
 from pipelines.data.rules import AnnotationFields, DataRules
 from pipelines.data.verdicts import Subject, by_scores, by_votes
@@ -209,9 +218,7 @@ def _prefer(subject: Subject, answers: Answers) -> Preference:
             votes = [_side(v, names) for v in values if isinstance(v, str)]
             if votes and len(votes) == len(values) and all(v is not None for v in votes):
                 return by_votes(subject, [v for v in votes if v is not None])
-    ratings = {
-        n: [v for q, vs in answers.items() if _plain(n) in _plain(q) for v in vs if _is_number(v)] for n in names
-    }
+    ratings = {n: [v for q, vs in answers.items() if _plain(n) in _plain(q) for v in vs if is_number(v)] for n in names}
     rated = {n: vs for n, vs in ratings.items() if vs}
     if len(rated) > 1:
         rounds = min(len(vs) for vs in rated.values())
@@ -232,7 +239,7 @@ def _ranking(value: Any, names: Sequence[str]) -> dict[str, float] | None:
     for position, entry in enumerate(value, start=1):
         label, rank = (entry.get("value"), entry.get("rank")) if isinstance(entry, dict) else (entry, position)
         name = _named(str(label), names)
-        if name is None or not _is_number(rank if rank is not None else position):
+        if name is None or not is_number(rank if rank is not None else position):
             return None
         out[name] = float(position if rank is None else rank)
     return out if len(out) == len(value) else None
@@ -242,7 +249,7 @@ def _grade(subject: Subject, answers: Answers, names: AnnotationFields) -> Grade
     (response,) = subject.responses.values()
     unknown: list[str] = []
     for values in answers.values():
-        if values and all(_is_number(v) for v in values):
+        if values and all(is_number(v) for v in values):
             if names.desirable_from is None:
                 raise ValueError("responses are rated: say from which rating on with annotation.desirable_from")
             return Graded(subject.context, response, fmean(values) >= names.desirable_from)
@@ -266,7 +273,3 @@ def _wanted(label: str, desirable: Sequence[str]) -> bool | None:
     if desirable:
         return label in desirable
     return _WANTED.get(_plain(label))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

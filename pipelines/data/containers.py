@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,12 +116,19 @@ def _object(record: Any, place: str) -> dict[str, Any]:
 
 def _parquet(path: str) -> Any:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    from pyarrow import ArrowInvalid
+
+    with _read_as_parquet(path):
+        return pq.ParquetFile(path)
+
+
+@contextmanager
+def _read_as_parquet(path: str) -> Iterator[None]:
+    from pyarrow import ArrowException
 
     try:
-        return pq.ParquetFile(path)
-    except ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file: {error}") from None
+        yield
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a Parquet file, or a damaged one: {error}") from None
 
 
 def _row_spans(path: Path) -> Iterator[Span]:
@@ -136,7 +144,13 @@ def _row_spans(path: Path) -> Iterator[Span]:
 
 def _rows(span: Span) -> Iterator[tuple[str, dict[str, Any]]]:
     file, number = _parquet(span.path), span.first
-    for batch in file.iter_batches(batch_size=1000, row_groups=list(range(span.start, span.stop))):
-        for record in batch.to_pylist():
+    batches = file.iter_batches(batch_size=1000, row_groups=list(range(span.start, span.stop)))
+    while True:
+        with _read_as_parquet(span.path):
+            batch = next(batches, None)
+            found = [] if batch is None else batch.to_pylist()
+        if batch is None:
+            return
+        for record in found:
             yield f"{span.path}: row {number}", record
             number += 1

@@ -139,7 +139,7 @@ def read_context(record: Record, prompt: str | tuple[Message, ...], rules: DataR
     if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
         raise ValueError(f'"id" must be a string or an integer, found {type(identifier).__name__}')
     meta = {k: record[k] for k in rules.keep_fields if k in record}
-    return Context(str(identifier), prompt, _tools(record), json.dumps(meta, sort_keys=True, default=str))
+    return Context(_text(str(identifier), "id"), prompt, _tools(record), json.dumps(meta, sort_keys=True, default=str))
 
 
 def read_prompt(value: Any) -> str | tuple[Message, ...]:
@@ -273,7 +273,10 @@ def _strength(record: Record) -> tuple[float, float, bool]:
 def _tools(record: Record) -> str:
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
-        tools = json.loads(tools)
+        try:
+            tools = json.loads(tools)
+        except RecursionError:
+            raise ValueError('"tools" is nested too deeply') from None
     if not tools:
         return ""
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
@@ -282,9 +285,19 @@ def _tools(record: Record) -> str:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f'"{name}" must be a finite number, found {value!r}')
+    if not is_number(value):
+        raise ValueError(f'"{name}" must be a finite number, found {str(value)[:40]!r}')
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a number that arithmetic can be done with: finite, and no larger than floats go."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _text(value: Any, name: str) -> str:

@@ -21,10 +21,13 @@ from pipelines.data.encode import check_budget, check_limits, model_encoder
 from pipelines.data.gather import Items, finish
 from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
-from pipelines.judged import read_groups
-from pipelines.ledger import LedgerError, RunRecord, decode_line, read_record
+from pipelines.events import Event, PreparedStep, TrainedStep, read_event
+from pipelines.journal import LedgerError, read_lines
+from pipelines.judged import Recorded, read_groups
+from pipelines.migrate import upgraded
 from pipelines.pairing import pairing_rules
 from pipelines.prompts import PromptError, load_prompts, load_tokenizer
+from pipelines.record import RunRecord, read_record, schema_of
 from preference.pairing import PairingRules, make_items
 from preference.types import Fate, Item, JudgedGroup, Judgement, Prompt, Response
 
@@ -87,11 +90,11 @@ def finished_run(run_dir: Path) -> RunRecord:
     return record
 
 
-def prompt_file(record: RunRecord, path: str | Path | None) -> Path:
-    """The run's training prompts, told by their content hash; raises DataError where they are others."""
+def prompt_file(record: RunRecord, path: str | Path | None, field: str = "prompts.train") -> Path:
+    """The run's prompts (``field``), told by their content hash; raises DataError where they are others."""
     import configs
 
-    name, _, rest = _field(record, "prompts.train").rpartition(" ")
+    name, _, rest = _field(record, field).rpartition(" ")
     expected = rest.strip("()")
     file = Path(path) if path is not None else Path(configs.__file__).parent / "prompts" / name
     try:
@@ -107,9 +110,9 @@ def pairs_of_run(
     run_dir: Path, record: RunRecord, prompts: Mapping[str, Prompt], vocab_size: int, rules: DataRules
 ) -> Items:
     """Items of every trained step, as the loop made them; every item counts, and every prompt that made none."""
-    events = list(journal(run_dir / "ledger" / "steps.jsonl"))
-    trained = {r["step"] for r in events if r["event"] == "trained"}
-    recorded = {r["step"]: set(r["pairs"]) for r in events if r["event"] == "prepared"}
+    events = steps_of(run_dir)
+    trained = {e.step for e in events if isinstance(e, TrainedStep)}
+    recorded = {e.step: set(e.pairs) for e in events if isinstance(e, PreparedStep)}
     pairing = recorded_rules(record)
     outcomes: list[Outcome] = []
     rebuilt: dict[int, set[str]] = {step: set() for step in trained}
@@ -144,13 +147,16 @@ def recorded_rules(record: RunRecord) -> PairingRules:
             return kind.model_validate({k: v for k, v in given.items() if v != "None"})
         except ValidationError as error:
             wrong = error.errors()[0]
-            field = f"{name}.{wrong['loc'][0]}"
-            raise DataError(f"run.json: {field} {record.fields[field]}: {wrong['msg']}") from None
+            field = ".".join(map(str, (name, *wrong["loc"][:1])))
+            raise DataError(f"run.json: {field} {record.fields.get(field, '')}: {wrong['msg']}") from None
 
     _field(record, "pairing.strategy")
     pairing = section(Pairing, "pairing", Pairing.model_fields)
     sampling = section(Sampling, "sampling", ("missing_eos", "missing_eos_penalty"))
-    return pairing_rules(pairing, sampling, int(_field(record, "run.seed")))
+    try:
+        return pairing_rules(pairing, sampling, int(_field(record, "run.seed")))
+    except ValueError as error:
+        raise DataError(f"run.json: run.seed: {error}") from None
 
 
 def refuse_other_tokenizer(run_dir: Path, items: Iterable[Item], tokenizer: Any) -> None:
@@ -170,13 +176,33 @@ class JudgedPrompt:
     group: JudgedGroup
 
 
-def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[JudgedPrompt]:
-    """Judged prompts in journal order. A step that was sampled again after a crash counts as it was last."""
+def groups_of(run_dir: Path) -> list[Recorded]:
+    """Groups of candidates as ``judged.read_groups`` has them. Raises DataError."""
     ledger = run_dir / "ledger"
     try:
-        groups = read_groups(journal(ledger / "candidates.jsonl"), journal(ledger / "judgements.jsonl"))
-    except (ValidationError, KeyError) as error:
-        raise DataError(f"{run_dir}: the ledger is of another version of Rondo: {error}") from None
+        return read_groups(journal(ledger / "candidates.jsonl"), journal(ledger / "judgements.jsonl"))
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise DataError(f"{run_dir}: {_another_version(error)}") from None
+
+
+def steps_of(run_dir: Path) -> list[Event]:
+    """What the run did, in order. Raises DataError."""
+    path = run_dir / "ledger" / "steps.jsonl"
+    try:
+        return [read_event(record) for record in journal(path)]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: {_another_version(error)}") from None
+
+
+def _another_version(error: Exception) -> str:
+    first = error.errors()[0] if isinstance(error, ValidationError) else None
+    why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__} {error}"
+    return f"the ledger is of another version of Rondo, or damaged: {why}; `rondo verify` names the line"
+
+
+def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[JudgedPrompt]:
+    """Judged prompts in journal order. A step that was sampled again after a crash counts as it was last."""
+    groups = groups_of(run_dir)
     unknown = sorted({g.prompt_id for g in groups if g.prompt_id not in prompts})
     if unknown:
         raise DataError(
@@ -189,16 +215,18 @@ def judged_prompts(run_dir: Path, prompts: Mapping[str, Prompt]) -> Iterator[Jud
 
 
 def journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a journal, without the torn last one that a killed process may have left."""
+    """Records of a journal as today's Rondo writes them, without the torn last one that a killed process may have left.
+
+    Raises DataError naming file and line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; is this a run directory?")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; is this a run directory?") from None
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        record = decode_line(line)
-        if record is None:
-            raise DataError(f"{path}:{number}: damaged record (checksum mismatch)")
-        yield record
+        yield from upgraded((line.record for line in read_lines(path)), path.stem, schema_of(path.parent.parent))
+    except LedgerError as error:
+        raise DataError(str(error)) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: records of another version of Rondo: {type(error).__name__} {error}") from None
 
 
 def _within(place: str, item: Item, vocab_size: int, rules: DataRules) -> Outcome:
