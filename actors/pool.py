@@ -66,7 +66,7 @@ async def remote_call(ref: Any, *, who: str, seconds: float) -> Any:
 
 
 class Crew(Generic[A]):
-    """The actors of one stage. One that is lost is replaced by a fresh one; what it was doing is its caller's to repeat.
+    """The actors of one stage. One that is lost is replaced by a fresh one; its caller repeats what it was doing.
 
     call(i) ──> actor i answers
             └─> ActorLost: killed, counted, replaced ──start──> ready(i) ──> up again

@@ -133,7 +133,7 @@ class TrainerGroup:
                 self._replace(error, self._checkpoint)
 
     async def restart(self, error: TrainerLost, checkpoint: str) -> None:
-        """Give up what is left of a lost group and start another from ``checkpoint``; raises if that was once too often.
+        """Give up what is left of a lost group and start another from ``checkpoint``, if that is within the budget.
 
         What was trained since is to be trained again, by whoever knows the order.
         """

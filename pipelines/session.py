@@ -43,7 +43,7 @@ ResumeMode = Literal["never", "auto", "must"]
 
 
 class Watchers:
-    """Progress display, MLflow and Prometheus behind the loop's one Observer; remembers the last step that was logged."""
+    """Display, MLflow and Prometheus behind the loop's one Observer; remembers the last step that was logged."""
 
     def __init__(self, progress: Progress, tracker: Tracker, run_dir: Path, record: RunRecord) -> None:
         self._progress, self._tracker, self._run_dir, self._record = progress, tracker, run_dir, record
