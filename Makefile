@@ -1,6 +1,6 @@
 # Everything a person or CI runs. `make demo` and `make test` set up what they need; nothing else comes before them.
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint unit chaos bench lock doctor clean
+.PHONY: help setup model demo test lint unit chaos fuzz bench lock doctor clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -19,7 +19,7 @@ demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=
 
 test: setup lint ## lint, types, unit and integration tests, the annotation page in a real browser
 	@bash scripts/browser.sh
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/browser
+	@$(BIN)/python -m pytest tests/unit tests/integration tests/browser tests/fuzz
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -31,6 +31,9 @@ unit: setup ## unit tests only (seconds, no Ray)
 
 chaos: setup ## tests that stop, kill and resume runs
 	@$(BIN)/python -m pytest tests/chaos
+
+fuzz: setup ## 100,000 hostile files and messages (RONDO_FUZZ=N, RONDO_FUZZ_SEED=N; half an hour)
+	@RONDO_FUZZ=$${RONDO_FUZZ:-100000} $(BIN)/python -m pytest tests/fuzz
 
 bench: ## what can be measured, one script a line
 	@for f in benchmarks/*.py; do \
