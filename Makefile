@@ -1,6 +1,6 @@
 # Everything a person or CI runs. `make demo` and `make test` set up what they need; nothing else comes before them.
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint unit chaos fuzz bench lock doctor clean
+.PHONY: help setup model demo test lint unit chaos fuzz bench lock audit sbom doctor clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -19,6 +19,7 @@ demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=
 
 test: setup lint ## lint, types, unit and integration tests, the annotation page in a real browser
 	@bash scripts/browser.sh
+	@bash scripts/promtool.sh
 	@$(BIN)/python -m pytest tests/unit tests/integration tests/browser tests/fuzz
 
 lint: setup ## ruff and mypy
@@ -42,6 +43,12 @@ bench: ## what can be measured, one script a line
 
 lock: ## resolve the locked versions anew from pyproject.toml
 	@bash scripts/lock.sh
+
+audit: setup ## known vulnerabilities of the locked packages (needs the internet)
+	@bash scripts/supply_chain.sh audit
+
+sbom: setup ## bills of materials (CycloneDX) of the locked packages, in build/
+	@bash scripts/supply_chain.sh sbom
 
 doctor: setup ## what of this machine fits the quickstart
 	@$(BIN)/rondo doctor configs/quickstart.yaml

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 resolve() {
     local kind=$1 overrides=$2
     shift 2
-    .venv/bin/uv pip compile pyproject.toml --extra "$kind" --extra dev --override "$overrides" \
+    .venv/bin/uv pip compile pyproject.toml --extra "$kind" --extra postgres --extra dev --override "$overrides" \
         --python-version 3.11 --no-header --no-annotate --quiet --output-file "requirements/$kind.lock" "$@" || return
     # torch is installed on its own: where its right build comes from depends on the machine.
     sed -i -E '/^torch==/d' "requirements/$kind.lock"

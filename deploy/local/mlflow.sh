@@ -70,6 +70,7 @@ fi
 
 cd "$directory"
 PGHOST=127.0.0.1 PGPORT=$database_port PGPASSWORD=$MLFLOW_PASSWORD MLFLOW_DISABLE_TELEMETRY=true \
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
     "$repository/.venv/bin/mlflow" server --host=127.0.0.1 --port="$port" --workers=1 \
     --backend-store-uri=postgresql+psycopg://mlflow@/mlflow \
     --artifacts-destination="$directory/artifacts" --serve-artifacts >"$directory/server.log" 2>&1 &
@@ -77,7 +78,7 @@ server=$!
 "$python" - "$port" "$server" <<'PYTHON' || die "MLflow does not answer, see $directory/server.log"
 import os, sys, time, urllib.request
 
-for _ in range(600):
+for _ in range(1800):
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/health", timeout=1).close()
         sys.exit(0)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ TINY = ROOT / "tests" / "integration" / "tiny.yaml"
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster of the tests listens on loopback only
 os.environ.pop("RAY_ADDRESS", None)
+JUDGE_KEY = f"canary-{uuid.uuid4().hex}"  # not in a file: jobs carry these files with them
+"""A key as a cluster's nodes are given one, by their environment; test_deployed looks for it everywhere."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def head() -> Iterator[Head]:
     words = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     words += [f"--dashboard-port={dashboard}", "--include-dashboard=true", "--num-cpus=2", "--disable-usage-stats"]
     words += [f"--object-store-memory={200 * 2**20}", f"--temp-dir={directory}"]
-    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}  # as in an activated environment
+    # as in an activated environment
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RONDO_JUDGE_API_KEY": JUDGE_KEY}
     started = subprocess.run(words, capture_output=True, text=True, env=env)
     assert started.returncode == 0, started.stderr
     yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", Path(directory))
