@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actors.engine import InProcessEngine
-from actors.requests import SampleRequest
+from actors.requests import ChoiceRequest, SampleRequest
 from actors.weights import WeightFiles, WeightsError
 from configs.schema import Model, Sampling
 
@@ -26,11 +26,36 @@ class EngineActor:
 
     def answers(self, temperature, tag, count=None):
         prompts = PROMPTS[:count]
-        self.engine.submit([SampleRequest(f"{tag}{i}", p, 16, temperature, 1.0, 7 + i) for i, p in enumerate(prompts)])
+        requests = [SampleRequest(f"{tag}{i}", p, 16, temperature, 1.0, 7 + i) for i, p in enumerate(prompts)]
+        self.engine.submit(requests)
+        return self._all(requests)
+
+    def mixed(self, tag):
+        """(answers as ``answers`` gives them, what the engine says to questions beside them, its own first tokens)."""
+        firsts = [SampleRequest(f"{tag}f{i}", p, 1, 0.0, 1.0, 0) for i, p in enumerate(PROMPTS)]
+        self.engine.submit(firsts)
+        first = self._all(firsts)
+        # The engine's own choice with others, and options of unlike size.
+        questions = [
+            ChoiceRequest(f"{tag}q{i}", p, ((own.token_ids[0],), tuple({40, 41, 42} - set(own.token_ids))))
+            for i, (p, own) in enumerate(zip(PROMPTS, first, strict=True))
+        ]
+        sampled = [SampleRequest(f"{tag}{i}", p, 16, 1.0, 1.0, 7 + i) for i, p in enumerate(PROMPTS)]
+        self.engine.submit([sampled[0], *questions[:2], *sampled[1:], *questions[2:]])
+        found = self._all([*sampled, *questions])
+        return found[: len(sampled)], found[len(sampled) :], first
+
+    def choices(self, tag):
+        """A question with fixed options about every prompt."""
+        questions = [ChoiceRequest(f"{tag}{i}", p, ((40, 41), (42,), (43, 44, 45))) for i, p in enumerate(PROMPTS)]
+        self.engine.submit(questions)
+        return self._all(questions)
+
+    def _all(self, requests):
         found = {}
-        while len(found) < len(prompts):
-            found |= {s.request_id: s for s in self.engine.poll(1.0)}
-        return [found[f"{tag}{i}"] for i in range(len(prompts))]
+        while len(found) < len(requests):
+            found |= {f.request_id: f for f in self.engine.poll(1.0)}
+        return [found[r.id] for r in requests]
 
     def load(self, directory):
         self.engine.load_weights(WeightFiles.open(Path(directory)))

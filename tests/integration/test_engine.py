@@ -1,4 +1,4 @@
-"""The engine contract, on real vLLM in Ray actors: streaming, seeds, abort, and above all weights that arrive."""
+"""The engine contract, on real vLLM in Ray actors: seeds, questions, abort, and above all weights that arrive."""
 
 import pytest
 import torch
@@ -40,6 +40,15 @@ def test_contract(case):
     assert [s.token_ids for s in get(engine.answers.remote(1.0, "b"))] == [
         s.token_ids for s in get(engine.answers.remote(1.0, "c"))
     ]
+    # Questions run beside them and change nothing of them; their log-probs are of the whole vocabulary.
+    sampled, chosen, firsts = get(engine.mixed.remote("m"))
+    assert [s.token_ids for s in sampled] == [s.token_ids for s in get(engine.answers.remote(1.0, "n"))]
+    for answer, first in zip(chosen, firsts, strict=True):
+        assert answer.logprobs[0] == pytest.approx(first.logprobs, abs=1e-4)
+        assert max(answer.logprobs[1]) <= answer.logprobs[0][0]  # the first token was the likeliest
+        assert 0 < sum(answer.probabilities) < 1
+        assert answer.version == Version(0, 0)
+    undecided = get(engine.choices.remote("o"))
     # Half-published weights are refused and change nothing.
     partial = directory / "partial"
     WeightWriter(partial, Version(0, 9))
@@ -50,6 +59,11 @@ def test_contract(case):
     assert all(close(x, y) for x, y in zip(after, expected, strict=True))
     assert not all(close(x, y) for x, y in zip(after, before, strict=True))
     assert {s.version_max for s in after} == {Version(0, 1)}
+    asked, expected = get(engine.choices.remote("p")), get(fresh.choices.remote("p"))
+    assert {c.version for c in asked} == {Version(0, 1)}
+    for new, other, old in zip(asked, expected, undecided, strict=True):
+        assert new.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+        assert new.probabilities != pytest.approx(old.probabilities, abs=1e-4)
     # Abort in flight.
     finished, running = get(engine.abort_one.remote())
     assert finished == ["x1"]
