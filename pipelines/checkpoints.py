@@ -32,6 +32,7 @@ from configs.schema import Checkpointing
 from pipelines.journal import LedgerError, saving
 
 MARK = "complete.json"
+MEASURED = "checkpoints/measured.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -167,7 +168,7 @@ class Measured:
     def read(cls, run_dir: Path, metric: str) -> Measured:
         """Empty where nothing, or another metric, has been recorded."""
         try:
-            found = _measured.validate_json((run_dir / "checkpoints" / "measured.json").read_bytes())
+            found = _measured.validate_json((run_dir / MEASURED).read_bytes())
         except (OSError, ValidationError):
             return cls(metric, {})
         return found if found.metric == metric else cls(metric, {})
@@ -178,7 +179,7 @@ class Measured:
     def write(self, run_dir: Path) -> None:
         with saving("what checkpoints were measured by", run_dir):
             (run_dir / "checkpoints").mkdir(exist_ok=True)
-            replace_file(run_dir / "checkpoints" / "measured.json", self.encode())
+            replace_file(run_dir / MEASURED, self.encode())
 
 
 _measured: TypeAdapter[Measured] = TypeAdapter(Measured)
@@ -187,7 +188,7 @@ _measured: TypeAdapter[Measured] = TypeAdapter(Measured)
 def measured_steps(run_dir: Path) -> set[int]:
     """The steps at which a run measured the metric that it keeps the best checkpoints by, whichever that is."""
     try:
-        return set(_measured.validate_json((run_dir / "checkpoints" / "measured.json").read_bytes()).values)
+        return set(_measured.validate_json((run_dir / MEASURED).read_bytes()).values)
     except (OSError, ValidationError):
         return set()
 

@@ -13,52 +13,34 @@ that was declared dead may still write lies beside what counts, never in it.
 
 from __future__ import annotations
 
-import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.files import FileSum, replace_file
+from actors.files import FileSum
 from configs.runs import TrainingConfig
 from configs.schema import Checkpointing
 from pipelines.checkpoints import (
     MARK,
+    MEASURED,
     Manifest,
     Measured,
-    checkpoint_dir,
     complete_checkpoints,
-    damage,
     kept_steps,
     read_manifest,
 )
-from pipelines.journal import LedgerError, saving
+from pipelines.journal import LedgerError
 from pipelines.ledger import JOURNALS, Ledger
-from pipelines.lock import Lease, Owners, RunLock, this_process
-from pipelines.record import RECORD, parse_record, read_record
-from pipelines.storage import DirectoryStorage, Storage, StorageError, open_storage
+from pipelines.lock import Lease
+from pipelines.record import RECORD, read_record
+from pipelines.restore import Copied, copied_checkpoints, pieces
+from pipelines.storage import Storage, open_storage
 
 PIECE = 32 * 2**20  # most bytes of a journal in one object
 _PAUSES = (1.0, 5.0, 15.0, 60.0)  # between attempts where the storage refuses or is out of reach; the last one repeats
 LAST_COPIES_S = 30.0  # for the last ones of a run that was stopped or has failed
-_RESTORING = "restoring"
-MEASURED = "checkpoints/measured.json"
-_CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(\d+)/" + re.escape(MARK))
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A checkpoint that a storage has, marked complete there."""
-
-    step: int
-    token: int  # of the owner that wrote it
-
-    @property
-    def prefix(self) -> str:
-        return f"checkpoints/step-{self.step:06d}/{self.token:06d}/"
 
 
 class Copies:
@@ -142,9 +124,9 @@ class Copies:
         self._lease.close()
 
     def _find_copied(self) -> None:
-        for name, pieces in _pieces(self._storage).items():
-            self._copied[name] = _length(pieces)
-        known = set(_checkpoints(self._storage))
+        for name, found in pieces(self._storage).items():
+            self._copied[name] = found[-1][1] if found else 0  # it reaches that far, and further by its last piece
+        known = set(copied_checkpoints(self._storage))
         for name, size in self._ledger.sizes().items():
             start = self._copied[name] = min(self._copied[name], size)
             self._storage.put(self._piece(name, start), b"")  # from here on only what this owner writes counts
@@ -224,127 +206,3 @@ def open_copies(config: TrainingConfig, ledger: Ledger, say: Callable[[str], Non
     storage = open_storage(config.checkpoint.storage, config.run.name)
     lease = Lease(storage, ledger.lock.owner, config.deadlines.lease_s, say)
     return Copies(ledger, storage, lease, config.checkpoint, say)
-
-
-def restore_run(config: TrainingConfig, resume: str, say: Callable[[str], None]) -> None:
-    """Where the run directory is absent and ``checkpoint.storage`` has the run: restore it, or refuse a new one."""
-    run_dir = Path(config.run.root) / config.run.name
-    if not config.checkpoint.storage or (run_dir / RECORD).exists():
-        return
-    storage = open_storage(config.checkpoint.storage, config.run.name)
-    if resume != "never":
-        restore(storage, run_dir, say)
-    elif storage.keys("run/"):
-        raise LedgerError(
-            f"{storage.url} holds a run of this name; go on with --resume=auto, which restores it, or choose another "
-            f"run.name (e.g. run.name={config.run.name}-2)"
-        )
-
-
-def restore(storage: Storage, run_dir: Path, say: Callable[[str], None]) -> bool:
-    """Make a run directory anew from its copy: record, journals, newest whole checkpoint, exported model.
-
-    False where the storage holds no run. ``run.json`` is written last: without it the directory is no run, and another
-    call begins again. Raises LedgerError where the copy is damaged, or ``run_dir`` holds something else.
-    """
-    records = storage.keys("run/")
-    if not records:
-        return False
-    if run_dir.exists() and any(run_dir.iterdir()) and not (run_dir / _RESTORING).exists():
-        raise LedgerError(f"{run_dir} exists and is not a run; choose another run.name or run.root")
-    lock = RunLock(run_dir)
-    try:
-        with saving("what is restored", run_dir):
-            (run_dir / _RESTORING).touch()
-            for folder in ("ledger", "checkpoints", "model"):
-                shutil.rmtree(run_dir / folder, ignore_errors=True)
-                (run_dir / folder).mkdir()
-            (run_dir / "model").rmdir()
-            say(f"restoring {run_dir} from {storage.url}")
-            _restore_journals(storage, run_dir)
-            _restore_checkpoint(storage, run_dir, say)
-            if measured := storage.get(MEASURED):
-                replace_file(run_dir / MEASURED, measured)
-            _restore_model(storage, run_dir)
-            if tokens := Owners(storage).tokens():  # the next owner has to come after all of them
-                last = Owners(storage).read(tokens[-1]) or this_process(0)
-                Owners(DirectoryStorage(run_dir)).write(replace(last, token=tokens[-1], until=time.time()))
-            data = storage.get(records[-1]) or b""
-            parse_record(data, f"{storage.url}/{records[-1]}")
-            (run_dir / _RESTORING).unlink()
-            replace_file(run_dir / RECORD, data)
-    finally:
-        lock.close()
-    return True
-
-
-def _pieces(storage: Storage) -> dict[str, list[tuple[int, int, str]]]:
-    """(token, first byte, key) of every journal's pieces, in the order in which they are laid over each other."""
-    found: dict[str, list[tuple[int, int, str]]] = {name: [] for name in JOURNALS}
-    for key in storage.keys("ledger/"):
-        _, name, piece = key.split("/")
-        token, _, start = piece.partition("-")
-        if name in found:
-            found[name].append((int(token), int(start), key))
-    return {name: sorted(pieces) for name, pieces in found.items()}
-
-
-def _length(pieces: list[tuple[int, int, str]]) -> int:
-    """A byte up to which the pieces are known to reach: the last one's beginning."""
-    return pieces[-1][1] if pieces else 0
-
-
-def _restore_journals(storage: Storage, run_dir: Path) -> None:
-    for name, pieces in _pieces(storage).items():
-        content = bytearray()
-        for _, start, key in pieces:
-            if start > len(content):
-                raise StorageError(f"{storage.url}: journal {name} lacks its bytes from {len(content)} to {start}")
-            del content[start:]  # what an owner wrote after another had taken over
-            content += storage.get(key) or b""
-        replace_file(run_dir / "ledger" / f"{name}.jsonl", bytes(content))
-
-
-def _checkpoints(storage: Storage) -> list[Copied]:
-    found = (_CHECKPOINT.fullmatch(key) for key in storage.keys("checkpoints/"))
-    return sorted((Copied(int(m[1]), int(m[2])) for m in found if m), key=lambda c: (c.step, c.token))
-
-
-def _restore_checkpoint(storage: Storage, run_dir: Path, say: Callable[[str], None]) -> None:
-    """The newest that arrives whole; without one the run is replayed from its beginning."""
-    for copied in reversed(_checkpoints(storage)):
-        target = checkpoint_dir(run_dir, copied.step)
-        partial = target.with_name(f"{target.name}.partial")
-        wrong = _fetch(storage, copied.prefix, partial)
-        if not wrong:
-            partial.rename(target)
-            return
-        say(f"the copy of checkpoint {target.name} at {storage.url} is damaged, the one before it is used: {wrong}")
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _restore_model(storage: Storage, run_dir: Path) -> None:
-    marks = [k for k in storage.keys("model/") if k.endswith(f"/{MARK}")]
-    if marks:
-        partial = run_dir / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        if wrong := _fetch(storage, marks[-1].removesuffix(MARK), partial):
-            raise StorageError(f"the copy of the model at {storage.url} is damaged: {wrong}")
-        (partial / MARK).unlink()
-        partial.rename(run_dir / "model")
-
-
-def _fetch(storage: Storage, prefix: str, directory: Path) -> str:
-    """Download what a manifest names; what is wrong with it, empty where it is whole."""
-    mark = storage.get(f"{prefix}{MARK}")
-    try:
-        manifest = Manifest.parse(mark or b"", f"{storage.url}/{prefix}{MARK}")
-        for file in manifest.files:
-            if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
-                return f"{prefix}{MARK} names {file.path}, which lies outside"
-            storage.download(f"{prefix}{file.path}", directory / file.path)
-    except LedgerError as error:
-        return str(error)
-    directory.mkdir(parents=True, exist_ok=True)
-    replace_file(directory / MARK, mark or b"")
-    return damage(directory)

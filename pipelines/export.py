@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.weights import WeightFiles
-from pipelines.ledger import complete_checkpoints, read_record
+from pipelines.checkpoints import newest_whole
+from pipelines.ledger import read_record
 from pipelines.reward_model import SCORE, classify
 
 if TYPE_CHECKING:
     import torch
+
+    from actors.shards import State
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
@@ -49,7 +52,7 @@ def export_published(directory: Path, model_path: Path, out: Path) -> Path:
 
 
 def export_run(run_dir: Path, out: Path) -> Path:
-    """Export a run: its final model, or else its newest complete checkpoint.
+    """Export a run: its final model, or else its newest whole checkpoint.
 
     Raises ExportError naming what is missing, and rather than overwrite what is not a model.
     """
@@ -59,34 +62,53 @@ def export_run(run_dir: Path, out: Path) -> Path:
     if (final / "config.json").exists():
         shutil.copytree(final, out, dirs_exist_ok=True)
         return out
-    checkpoints = complete_checkpoints(run_dir)
-    if not checkpoints:
+    checkpoint = newest_whole(run_dir)
+    if checkpoint is None:
         raise ExportError(
-            f"{run_dir} holds neither a final model nor a complete checkpoint; "
+            f"{run_dir} holds neither a final model nor a whole checkpoint; "
             f"let the run reach its first checkpoint (checkpoint.every)"
         )
+    return export_checkpoint(run_dir, checkpoint[1], out)
+
+
+def export_checkpoint(run_dir: Path, checkpoint: Path, out: Path) -> Path:
+    """Export what the run's trainer had saved in the directory ``checkpoint``."""
     record = read_record(run_dir)
     assert record is not None, f"{run_dir} has checkpoints but no run.json"
     fields = record.fields
     scale = float(fields["model.lora.alpha"]) / float(fields["model.lora.rank"]) if "model.lora.rank" in fields else 0.0
-    weights = _checkpoint_weights(checkpoints[-1][1], fields["model.dtype"], scale)
-    return export_weights(weights, Path(record.fields["model.path"]), out)
+    weights = _checkpoint_weights(checkpoint, fields["model.dtype"], scale)
+    return export_weights(weights, Path(fields["model.path"]), out)
 
 
 def _checkpoint_weights(checkpoint: Path, dtype: str, scale: float = 0.0) -> Iterable[tuple[str, torch.Tensor]]:
-    """fp32 master weights out of a ZeRO-3 checkpoint, adapters merged with ``scale``, cast to the model's dtype."""
+    """fp32 master weights out of a checkpoint, adapters merged with ``scale``, cast to the model's dtype."""
     import torch
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="state", exclude_frozen_parameters=False)
-    seen: set[int] = set()
-    for name, tensor in state.items():
-        if id(tensor) in seen or ".lora_" in name:  # a tied projection is the embedding under a second name
-            continue
-        seen.add(id(tensor))
-        module, base, leaf = name.partition(".base_layer.")
-        if base and leaf == "weight":
-            tensor = (
-                tensor + scale * state[f"{module}.lora_B.default.weight"] @ state[f"{module}.lora_A.default.weight"]
-            )
-        yield name.replace(".base_layer.", ".").removeprefix("lm."), tensor.to(getattr(torch, dtype)).contiguous()
+    from actors.shards import Shares
+
+    stored = Shares(checkpoint)
+    target = getattr(torch, dtype)
+    if not any(".lora_" in name for name in stored.state.shapes):
+        for name, tensor in stored.weights():
+            yield name, tensor.to(target)
+        return
+    trained = dict(stored.weights())
+    for name, tensor in _frozen(stored.state, target):
+        module = name.rpartition(".")[0]
+        down = trained.get(f"{module}.lora_A.default.weight") if name.endswith(".weight") else None
+        if down is not None:
+            tensor = tensor.float() + scale * trained[f"{module}.lora_B.default.weight"] @ down
+        yield name, trained.get(name, tensor).to(target).contiguous()
+
+
+def _frozen(state: State, dtype: torch.dtype) -> Iterable[tuple[str, torch.Tensor]]:
+    """Parameters of the model that training started from; tied ones once."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if state.scores:
+        lm = AutoModelForSequenceClassification.from_pretrained(state.model, dtype=dtype, num_labels=1)
+    else:
+        lm = AutoModelForCausalLM.from_pretrained(state.model, dtype=dtype)
+    for name, parameter in lm.named_parameters():
+        yield name, parameter.detach()

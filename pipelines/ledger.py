@@ -1,147 +1,116 @@
-"""The durable ledger of a run: append-only journals, the lock on the run directory, and where to go on from.
+"""The durable ledger of a run: append-only journals of what every stage made, and where to go on from.
 
     run directory
-      run.json         configuration hash and fields, MLflow run, attempts
-      ledger/*.jsonl   one journal a stage; a line is "<crc32> <json>", keyed by content id
-      checkpoints/step-000008/complete.json   written last: without it there is no checkpoint
+      run.json         configuration hash and fields, MLflow run, attempts     pipelines.record
+      lock owners/     who works on it, and who did                            pipelines.lock
+      ledger/*.jsonl   one journal a stage, keyed by content id                pipelines.journal
+      checkpoints/     complete ones are marked by a manifest of checksums     pipelines.checkpoints
       logs/ model/
 
-``resume`` continues from here and nowhere else: load the newest complete checkpoint, replay the journaled steps after
-it, then sample anew.
+``resume`` continues from here and nowhere else: load the newest whole checkpoint, replay the journaled steps after it,
+then sample anew.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-import socket
-import zlib
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
+from pipelines.checkpoints import Checkpoints, checkpoint_dir, complete_checkpoints
+from pipelines.events import Event, PreparedStep, TrainedStep, event_record
+from pipelines.journal import Journal, LedgerError, decode_line, encode_line, read_lines, saving
 from pipelines.judged import Recorded, candidate_records, judgement_record, read_groups, response_type, undecided
-from preference.types import CandidateGroup, JudgedGroup, Prompt, Response
+from pipelines.lock import RunLock
+from pipelines.migrate import SCHEMA, migrate
+from pipelines.record import RunRecord, read_record, schema_of, write_record
+from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt, Response
 
-SCHEMA = 1
+__all__ = [
+    "SCHEMA", "Begun", "Journal", "Ledger", "LedgerError", "RunRecord", "Scores", "checkpoint_dir",
+    "complete_checkpoints", "decode_line", "read_record", "schema_of", "write_record",
+]  # fmt: skip
+
 Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]  # one array a response
-
-
-class LedgerError(RuntimeError):
-    """The run directory is locked, damaged or belongs to another configuration."""
-
-
-class Journal:
-    """An append-only file of records. A torn last line (the process died writing it) is cut off on opening."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.cut_bytes = 0
-        self._truncate_torn_tail()
-        self._file: IO[bytes] = path.open("ab")
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
-        self._file.write(b"%08x %s\n" % (zlib.crc32(body), body))
-
-    def flush(self) -> None:
-        """Everything appended so far survives the death of this process."""
-        self._file.flush()
-
-    def commit(self) -> None:
-        """Everything appended so far survives a power cut from here on."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._file.flush()
-        with self._path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                record = decode_line(line)
-                if record is None:
-                    raise LedgerError(f"{self._path}:{number}: damaged record (checksum mismatch)")
-                yield record
-
-    def close(self) -> None:
-        self.commit()
-        self._file.close()
-
-    def _truncate_torn_tail(self) -> None:
-        if not self._path.exists():
-            return
-        data = self._path.read_bytes()
-        end = len(data)
-        if data and not data.endswith(b"\n"):
-            end = data.rfind(b"\n") + 1
-        self.cut_bytes = len(data) - end
-        if self.cut_bytes:
-            os.truncate(self._path, end)
-
-
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    checksum, _, body = line.rstrip(b"\n").partition(b" ")
-    try:
-        if int(checksum, 16) != zlib.crc32(body):
-            return None
-        record: dict[str, Any] = json.loads(body)
-    except ValueError:
-        return None
-    return record
+JOURNALS = ("candidates", "judgements", "scores", "evals", "steps")
+"""In the order in which they may be copied: what the last one speaks of is in the others."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunRecord:
-    """``run.json``: what the run is, so that a later attempt can tell whether it may go on with it."""
+class Begun:
+    """What is known of a step that was under way when an earlier attempt ended."""
 
-    config_hash: str
-    fields: dict[str, str]
-    mlflow_run: str
-    attempts: int
-    logged_step: int  # last step that reached MLflow
-    finished: int = 0  # steps after which the run came to its end and was exported; 0: it has not
-    schema: int = SCHEMA
+    decided: tuple[JudgedGroup, ...]
+    names: frozenset[str]
+    """Of every group that was sampled, those that people are still asked about included: by first candidate."""
 
 
 class Ledger:
-    """Open journals of one run directory, held under an exclusive lock."""
+    """Open journals and checkpoints of one run directory, of which this process becomes the one owner."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(
+        self, run_dir: Path, attempt: int = 0, lease_s: float = 30.0, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Raises LedgerError where another process works on the run, or the directory cannot be written.
+
+        An owner on another machine that has been silent for ``lease_s`` seconds counts as dead; ``say`` tells of it.
+        """
         self.run_dir = run_dir
-        (run_dir / "ledger").mkdir(parents=True, exist_ok=True)
-        (run_dir / "logs").mkdir(exist_ok=True)
-        self._lock = _lock(run_dir / "lock")
-        self._journals = {
-            name: Journal(run_dir / "ledger" / f"{name}.jsonl")
-            for name in ("candidates", "judgements", "scores", "steps", "evals")
-        }
-        self._waited = Counter(g.step for g in self._groups() if g.waiting)
-        self._scores: dict[tuple[str, str], Scores] = {
-            (r["reference"], r["item"]): tuple(np.array(a, np.float32) for a in r["scores"])
-            for r in self._journals["scores"]
-        }
+        self.on_commit: Callable[[], None] = lambda: None
+        """Called when a step has been committed: there is something new to copy."""
+        self.lock = RunLock(run_dir, attempt, lease_s, say)
+        with ExitStack() as opened:  # nothing stays locked where the rest fails
+            opened.callback(self.lock.close)
+            self._open(run_dir)
+            opened.pop_all()
+
+    def _open(self, run_dir: Path) -> None:
+        token, check = self.lock.token, self.lock.check
+        with saving("the ledger", run_dir):
+            (run_dir / "ledger").mkdir(exist_ok=True)
+            (run_dir / "logs").mkdir(exist_ok=True)
+            if (schema := schema_of(run_dir)) < SCHEMA:
+                old = lambda path: (line.record for line in read_lines(path))  # noqa: E731
+                migrate(run_dir, schema, old, lambda record: encode_line(record, token))
+        self._journals = {name: Journal(run_dir / "ledger" / f"{name}.jsonl", token, check) for name in JOURNALS}
+        self.checkpoints = Checkpoints(run_dir, token, check)
+        complete = self.prepared_steps()
+        self._waited = Counter(g.step for g in self._groups() if g.waiting and g.step in complete)
+        with _understood(run_dir, "scores"):
+            self._scores: dict[tuple[str, str], Scores] = {
+                (r["reference"], r["item"]): tuple(np.array(a, np.float32) for a in r["scores"])
+                for r in self._journals["scores"]
+            }
 
     # -- what stages leave behind ---------------------------------------------------------------------------------
 
-    def judged(self, step: int, groups: Sequence[JudgedGroup]) -> None:
-        """Journal candidates and judgements of ``step`` as they arrive."""
-        self._write_groups(step, groups, "decided")
+    def judged(self, step: int, group: JudgedGroup) -> None:
+        """Journal a group as soon as it is decided: what was paid for survives the death of this process."""
+        self._write_group(step, group, "decided")
+
+    def asked(self, step: int, group: JudgedGroup) -> None:
+        """Journal a group that people have been asked about, with what is known of it by now."""
+        self._write_group(step, group, "waiting")
 
     def waiting(self, step: int, groups: Sequence[JudgedGroup]) -> None:
-        """Journal what people have been asked about in ``step`` and have not decided: a later step will."""
-        self._write_groups(step, groups, "waiting")
+        """What people have not decided when ``step`` goes on without it: a later step will have it."""
+        for group in groups:
+            self._write_group(step, group, "waiting")
         self._waited[step] += len(groups)
 
-    def _write_groups(self, step: int, groups: Sequence[JudgedGroup], state: Literal["decided", "waiting"]) -> None:
-        for g in groups:
-            for record in candidate_records(step, g):
-                self._journals["candidates"].append(record)
-            self._journals["judgements"].append(judgement_record(step, g, state))
+    def _write_group(self, step: int, group: JudgedGroup, state: Literal["decided", "waiting"]) -> None:
+        for record in candidate_records(step, group):
+            self._journals["candidates"].append(record)
+        self._journals["candidates"].flush()
+        self._journals["judgements"].append(judgement_record(step, group, state))
+        self._journals["judgements"].flush()
 
     def scored(self, reference: str, key: str, scores: Scores) -> None:
         """Journal an item's log-probs by the ``reference`` of that version as soon as they are there."""
@@ -149,16 +118,21 @@ class Ledger:
         self._journals["scores"].flush()
         self._scores[reference, key] = scores
 
-    def prepared(self, step: int, items: Sequence[str]) -> None:
+    def prepared(self, step: int, items: Sequence[str], fates: Mapping[Fate, int] | None = None) -> None:
         """Mark the step's data complete, its items by id: it can be replayed from here on."""
         for name in ("candidates", "judgements", "scores"):
             self._journals[name].commit()
-        self._journals["steps"].append({"step": step, "event": "prepared", "pairs": list(items)})
-        self._journals["steps"].commit()
+        counts = None if fates is None else dict(fates)
+        self.record(PreparedStep(step, tuple(items), counts, time.time()))
 
     def trained(self, step: int, version: str, loss: float | None) -> None:
-        self._journals["steps"].append({"step": step, "event": "trained", "version": version, "loss": loss})
+        self.record(TrainedStep(step, version, loss, time.time()))
+
+    def record(self, event: Event) -> None:
+        """Journal what the run did; it survives a power cut from here on."""
+        self._journals["steps"].append(event_record(event))
         self._journals["steps"].commit()
+        self.on_commit()
 
     def evaluated(self, step: int, groups: Sequence[CandidateGroup]) -> None:
         for g in groups:
@@ -176,21 +150,37 @@ class Ledger:
                 found[g.step].append(g.judged(prompts[g.prompt_id]))
         return {step: tuple(groups) for step, groups in found.items()}
 
+    def begun(self, prompts: Mapping[str, Prompt]) -> dict[int, Begun]:
+        """What was sampled and judged of the steps whose data is not complete, by step number."""
+        complete = self.prepared_steps()
+        found: dict[int, list[Recorded]] = {}
+        for g in self._groups():
+            if g.step not in complete and g.prompt_id in prompts:
+                found.setdefault(g.step, []).append(g)
+        return {
+            step: Begun(
+                tuple(g.judged(prompts[g.prompt_id]) for g in groups if not g.waiting),
+                frozenset(g.name for g in groups),
+            )
+            for step, groups in found.items()
+        }
+
     def undecided(self, prompts: Mapping[str, Prompt]) -> list[tuple[int, JudgedGroup]]:
-        """What people were asked about in a complete step and no complete step has decided since."""
-        still = undecided(self._groups(), self.prepared_steps(), prompts)
-        return [(g.step, g.judged(prompts[g.prompt_id])) for g in still]
+        """What people were asked about and no step has decided since."""
+        return [(g.step, g.judged(prompts[g.prompt_id])) for g in undecided(self._groups(), prompts)]
 
     def waited(self, step: int) -> int:
         """How many groups of ``step`` went on waiting for people when the step went on."""
         return self._waited[step]
 
     def _groups(self) -> list[Recorded]:
-        return read_groups(self._journals["candidates"], self._journals["judgements"])
+        with _understood(self.run_dir, "judgements"):
+            return read_groups(self._journals["candidates"], self._journals["judgements"])
 
     def prepared_steps(self) -> set[int]:
         """The steps whose data is complete."""
-        return {r["step"] for r in self._journals["steps"] if r["event"] == "prepared"}
+        with _understood(self.run_dir, "steps"):
+            return {int(r["step"]) for r in self._journals["steps"] if r["event"] == "prepared"}
 
     def scores(self, reference: str, key: str) -> Scores | None:
         """An item's journaled log-probs by that version of the reference, of this attempt or an earlier one."""
@@ -199,10 +189,11 @@ class Ledger:
     def evaluation(self, step: int, prompts: Mapping[str, Prompt]) -> list[CandidateGroup]:
         """Journaled held-out answers of ``step``; empty where there are none."""
         found: dict[str, Response] = {}
-        for r in self._journals["evals"]:
-            if r.pop("step") == step:
-                c = response_type.validate_python(r)
-                found[c.prompt_id] = c
+        with _understood(self.run_dir, "evals"):
+            for r in self._journals["evals"]:
+                if r.pop("step") == step:
+                    c = response_type.validate_python(r)
+                    found[c.prompt_id] = c
         return [CandidateGroup(prompts[i], (c,)) for i, c in found.items() if i in prompts]
 
     @property
@@ -210,58 +201,28 @@ class Ledger:
         """Bytes of torn records cut off on opening."""
         return sum(j.cut_bytes for j in self._journals.values())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every journal that are committed, by its name in the order of ``JOURNALS``."""
+        last = {JOURNALS[-1]: self._journals[JOURNALS[-1]].committed}  # read first: the others have what it speaks of
+        return {name: last.get(name, self._journals[name].committed) for name in JOURNALS}
+
     def close(self) -> None:
-        for journal in self._journals.values():
-            journal.close()
-        self._lock.close()
+        """Commit what is written, complete the last checkpoint, and give the run directory back."""
+        with ExitStack() as closing:  # each of them, whatever becomes of the others
+            closing.callback(self.lock.close)
+            closing.callback(self.checkpoints.close)
+            for journal in self._journals.values():
+                closing.callback(journal.close)
 
 
-def read_record(run_dir: Path) -> RunRecord | None:
-    path = run_dir / "run.json"
-    if not path.exists():
-        return None
+@contextmanager
+def _understood(run_dir: Path, journal: str) -> Iterator[None]:
+    """Raise LedgerError for whole records that this Rondo has not written, or not so."""
     try:
-        return RunRecord(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise LedgerError(f"{path} is damaged: {error}") from None
-
-
-def write_record(run_dir: Path, record: RunRecord) -> None:
-    partial = run_dir / "run.json.partial"
-    partial.write_text(json.dumps({f: getattr(record, f) for f in record.__dataclass_fields__}, indent=1))
-    os.replace(partial, run_dir / "run.json")
-
-
-def checkpoint_dir(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step-{step:06d}"
-
-
-def complete_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, directory) of the checkpoints marked complete, oldest first."""
-    marks = sorted((run_dir / "checkpoints").glob("step-*/complete.json"))
-    return [(int(json.loads(m.read_text())["step"]), m.parent) for m in marks]
-
-
-def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` complete checkpoints, and what was never completed before them."""
-    complete = complete_checkpoints(run_dir)
-    kept = {path for _, path in complete[-keep:]}
-    for path in (run_dir / "checkpoints").glob("step-*"):
-        if path not in kept and complete and path.name < complete[-1][1].name:
-            shutil.rmtree(path)
-
-
-def _lock(path: Path) -> IO[str]:
-    """Exclusive lock on a run directory, held until the returned file is closed or the process dies."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        raise LedgerError(f"{path.parent} is in use by {owner}; two runs never share a directory") from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{type(error).__name__} {error}"
+        raise LedgerError(
+            f"{run_dir / 'ledger'}: {journal} hold a record of another version of Rondo, or a damaged one: {why}; "
+            f"`rondo verify {run_dir}` names its line"
+        ) from None

@@ -24,7 +24,7 @@ from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
 from configs.runs import RunConfig, TrainingConfig
 from pipelines import plots
-from pipelines.copies import LAST_COPIES_S, Copies, open_copies, restore_run
+from pipelines.copies import LAST_COPIES_S, Copies, open_copies
 from pipelines.doctor import cluster_shortfalls
 from pipelines.events import AttemptBegan, AttemptEnded, Began, Survived
 from pipelines.export import export_published
@@ -33,6 +33,7 @@ from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_
 from pipelines.loop import Loop, Stages
 from pipelines.metrics import Metrics
 from pipelines.progress import Progress
+from pipelines.restore import restore_run
 from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
 from pipelines.tracking import Tracker

@@ -119,9 +119,12 @@ class DirectoryStorage:
         self.traffic.uploaded_bytes += path.stat().st_size
 
     def download(self, key: str, path: Path) -> None:
+        source = self._directory / key
+        if not source.is_file():
+            raise StorageError(f"{self.url} has no {key}")
         with saving("what is restored", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self._directory / key, path)
+            shutil.copyfile(source, path)
 
     def keys(self, prefix: str = "") -> list[str]:
         folder = self._directory / prefix.rpartition("/")[0]

@@ -10,9 +10,6 @@ from pipelines.ledger import (
     Ledger,
     LedgerError,
     RunRecord,
-    checkpoint_dir,
-    complete_checkpoints,
-    prune_checkpoints,
     read_record,
     write_record,
 )
@@ -55,11 +52,12 @@ def test_a_prepared_step_is_replayed_exactly(tmp_path):
     (pair,) = make_items(groups[0], PairingRules()).items
     arrays = (np.array([-1.1, -2.2], np.float32), np.array([-3.3], np.float32))
     ledger = Ledger(tmp_path)
-    ledger.judged(1, groups)
+    for group in groups:
+        ledger.judged(1, group)
     ledger.scored("initial", pair.id, arrays)
     ledger.prepared(1, [pair.id])
     ledger.scored("0.2", "other", arrays)
-    ledger.judged(2, [judged([0.5, 0.1], "a")])  # never completed
+    ledger.judged(2, judged([0.5, 0.1], "a"))  # never completed
     ledger.close()
 
     again = Ledger(tmp_path)
@@ -80,17 +78,6 @@ def test_two_runs_never_share_a_directory(tmp_path):
         Ledger(tmp_path)
     ledger.close()
     Ledger(tmp_path).close()
-
-
-def test_only_complete_checkpoints_count_and_the_newest_survive(tmp_path):
-    for step, complete in ((4, True), (8, False), (12, True), (16, False)):
-        directory = checkpoint_dir(tmp_path, step)
-        directory.mkdir(parents=True)
-        if complete:
-            (directory / "complete.json").write_text(f'{{"step": {step}}}')
-    assert [s for s, _ in complete_checkpoints(tmp_path)] == [4, 12]
-    prune_checkpoints(tmp_path, keep=1)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000012", "step-000016"]
 
 
 def test_run_record_roundtrip(tmp_path):

@@ -1,0 +1,49 @@
+"""Two trainer workers' checkpoint read by one and by three: same weights, same losses. Without Ray."""
+
+import json
+
+import pytest
+
+from tests.integration.conftest import torchrun
+from tests.integration.elastic_worker import CASES, WRITERS
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[int, dict]:
+    directory = tmp_path_factory.mktemp("elastic")
+    for together in ((WRITERS,), (1, 3)):
+        started = {ranks: torchrun("elastic_worker", ranks, directory) for ranks in together}
+        for ranks, process in started.items():
+            assert process.wait(timeout=400) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
+    return {ranks: json.loads((directory / f"result-{ranks}.json").read_text()) for ranks in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_losses_go_on_as_if_nothing_had_happened(found, case, ranks):
+    gone_on, expected = found[ranks][case], found[WRITERS][case]
+    assert gone_on["weights"]  # bit by bit
+    assert len(set(expected["following"])) == 4
+    if case != "dropout":  # which drops other elements where there are other ranks
+        # Gradients are summed in another order: the last bits of a float.
+        assert gone_on["following"] == pytest.approx(expected["following"], abs=1e-6, rel=1e-5)
+    assert gone_on["rewritten"] == pytest.approx(gone_on["following"], abs=1e-7)  # random numbers included
+
+
+def test_a_checkpoint_holds_twelve_bytes_a_trained_parameter(found):
+    """fp32 weights and two moments, nothing twice; adapters alone where there are adapters."""
+    for case, most in (("dpo", 2e6), ("lora", 0.2e6)):
+        files = found[WRITERS][case]["files"]
+        assert {f.split("-")[1] for f in files if "rank" in f} == {"00000", "00001"}
+        assert 0 < sum(files.values()) < most, files
+
+
+def test_what_a_checkpoint_exports_is_what_samplers_had(found):
+    for case in CASES:
+        assert found[WRITERS][case]["apart"] < 1e-6
+
+
+def test_refusals_are_answers(found):
+    assert "trainer rank 0" in found[WRITERS]["refused"]
+    for ranks in (1, 3):
+        assert "it is of another model, or of other adapters" in found[ranks]["refused"]
