@@ -88,9 +88,12 @@ async def arena(config: RunConfig, players: Sequence[Contestant], out: Path, pro
     Raises what samplers and judges raise.
     """
     from actors.quiet import quiet_driver
+    from pipelines.doctor import refuse_unfit
     from pipelines.session import join_cluster
 
     started = time.monotonic()
+    for model in dict.fromkeys(p.model for p in players):
+        refuse_unfit(_with_model(config, model), training=False)
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     quiet_driver(logs / "driver.log")
@@ -114,7 +117,7 @@ async def arena(config: RunConfig, players: Sequence[Contestant], out: Path, pro
         played = await play(arbiter, prompts, answers, progress, certain=not is_pointwise(judge))
     finally:
         arbiter.close()
-    report = _report(arbiter.name, len(prompts), players, played, memory.asked, out, time.monotonic() - started)
+    report = report_of(arbiter.name, len(prompts), players, played, memory.asked, out, time.monotonic() - started)
     write_json(out / "report.json", report)
     return report
 
@@ -132,7 +135,7 @@ async def _answers(
     common: dict[str, Prompt] = {}
     try:
         for model in dict.fromkeys(p.model for p in players):  # players of one architecture share its engines
-            own = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
+            own = _with_model(config, model)
             prompts = await _heldout(own)
             common = {p.id: p for p in prompts if not common or p.id in common}  # none that is too long for another
             group = [p for p in players if p.model == model]
@@ -149,6 +152,10 @@ async def _answers(
     finally:
         journal.close()
     return list(common.values()), found
+
+
+def _with_model(config: RunConfig, model: Path) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
 
 
 async def _heldout(config: RunConfig) -> list[Prompt]:
@@ -262,7 +269,7 @@ def _games(played: Iterable[Played]) -> list[Game]:
 # -- report ----------------------------------------------------------------------------------------------------------
 
 
-def _report(
+def report_of(
     judge: str,
     prompts: int,
     players: Sequence[Contestant],

@@ -14,11 +14,11 @@ import click
 
 from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
-from pipelines import cli_looking, submit
+from pipelines import cli_judging, cli_ledger, cli_looking, submit
+from pipelines.cli_judging import OVERRIDES
 from pipelines.plan import command as planning
 
 C = TypeVar("C", bound=TrainingConfig)
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 RESUME = click.option(
     "--resume",
     type=click.Choice(["never", "auto", "must"]),
@@ -35,10 +35,16 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # a judge rule beside the config is found, as with `python -m`
 
 
+for command in (cli_ledger.status, cli_ledger.verify, cli_ledger.gc):
+    main.add_command(command)
+
+
 main.add_command(submit.command)
 for looking in (cli_looking.report, cli_looking.compare, cli_looking.sweep, cli_looking.sync):
     main.add_command(looking)
 main.add_command(planning.plan)
+for judging in (cli_judging.evaluate, cli_judging.rejudge, cli_judging.arena, cli_judging.score):
+    main.add_command(judging)
 
 
 @main.command()
@@ -80,21 +86,6 @@ def _from_files(kind: type[OfflineConfig], config: str, overrides: tuple[str, ..
     loaded = _load(kind, config, overrides)
     with Progress() as progress:
         _execute(run_offline(loaded, resume, progress))  # type: ignore[arg-type]
-
-
-@main.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False))
-@click.option("--against", type=click.Path(exists=True, file_okay=False), required=True, help="Baseline model.")
-@click.option("--config", default="configs/quickstart.yaml", show_default=True, help="Held-out prompts and judges.")
-@OVERRIDES
-def evaluate(model: str, against: str, config: str, overrides: tuple[str, ...]) -> None:
-    """Held-out win rate of MODEL against another, with a 95% interval, under the config's judges."""
-    from pipelines.evaluate import evaluate_models
-    from pipelines.progress import Progress
-
-    loaded = _load(RunConfig, config, overrides)
-    with Progress() as progress:
-        _execute(evaluate_models(loaded, Path(model), Path(against), progress))
 
 
 @main.command()
@@ -169,41 +160,6 @@ def doctor(config: str, overrides: tuple[str, ...]) -> None:
 def reward_model(config: str, overrides: tuple[str, ...], resume: str) -> None:
     """Train a Bradley-Terry reward model on preference pairs from files as CONFIG says."""
     _from_files(RewardModelConfig, config, overrides, resume)
-
-
-@main.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False))
-@click.argument("file", type=click.Path(exists=True))
-@click.option("--reference", type=click.Path(exists=True, file_okay=False), help="The model that MODEL began as.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Where the scores go; FILE.scored.jsonl by default.")
-@click.option("--beta", type=float, help="Scale of implicit rewards.  [default: 0.1]")
-@click.option("--length-normalised", is_flag=True, help="Implicit rewards a token instead of a response.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="float32", show_default=True)
-@click.option("--batch-tokens", type=int, default=4096, show_default=True, help="Most tokens of one forward pass.")
-@click.option("--max-tokens", type=int, help="Longest conversation of a reward model.  [default: 2048]")
-@click.option("--actors", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of the model.")
-@click.option("--gpus", type=float, default=0.0, show_default=True, help="GPUs of each copy.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of each copy.")
-def score(
-    model: str, file: str, reference: str | None, out: str | None, actors: int, gpus: float, threads: int, **knobs: Any
-) -> None:
-    """Rewards of the responses in FILE, pairs (or a run's directory) or candidates for best-of-n.
-
-    MODEL is a reward model, or with --reference a trained policy: beta x (log pi - log pi_ref).
-    """
-    from configs.schema import Group
-    from pipelines.progress import Progress
-    from pipelines.score import score_file, scoring_judge
-
-    given = {name: value for name, value in knobs.items() if value not in (None, False)}
-    try:
-        judge = scoring_judge(model, reference, given)
-    except ConfigError as error:
-        _stop(error)
-    group = Group(actors=actors, gpus=gpus, threads=threads)
-    target = Path(out) if out else Path(f"{Path(file).stem}.scored.jsonl")
-    with Progress() as progress:
-        _execute(score_file(judge, group, Path(file), target, progress))
 
 
 @main.command()

@@ -45,11 +45,13 @@ def contestants(targets: Sequence[Path], scratch: Path) -> list[Contestant]:
             found.append(Contestant(target.name, target.resolve(), model_identity(str(target))))
         else:
             raise ConfigError(f"{target} is neither a run (it has no run.json) nor a model (it has no config.json)")
-    distinct = list({c.identity: c for c in reversed(found)}.values())[::-1]
+    distinct: dict[str, Contestant] = {}
+    for c in found:
+        distinct.setdefault(c.identity, c)
     if len(distinct) < 2:
         names = ", ".join(c.name for c in found) or "none"
         raise ConfigError(f"an arena needs two players; found {names}: name another run or model")
-    return _named_apart(distinct)
+    return _named_apart(list(distinct.values()))
 
 
 def _of_run(run_dir: Path, scratch: Path) -> Iterator[Contestant]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 def is_expected(error: Exception) -> bool:
     """True for errors whose message names the cause and the fix."""
     from actors.judges.errors import JudgeError
-    from actors.pool import StageFailed
+    from actors.faults import StageFailed
     from actors.stream import TrainerFailed
     from actors.weights import WeightsError
     from configs.loading import ConfigError

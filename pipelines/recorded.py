@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from configs.loading import ConfigError
-from pipelines.ledger import RunRecord
+from configs.judges import Judge, is_independent
+from configs.loading import ConfigError, configure, load_config, validate
+from configs.runs import RunConfig
+from configs.section import Section
+from pipelines.record import RECORD, RunRecord, read_record
 
 _FILE = re.compile(r"(?P<name>.+) \((?P<hash>[0-9a-f]{12}|absent)\)")
 """Input files stand with name and content hash, not with a path: every attempt may have a copy elsewhere."""
@@ -58,3 +61,29 @@ def _file(key: str, name: str, content: str, places: Sequence[Path]) -> Path:
 def _candidates(name: str, places: Sequence[Path]) -> Iterator[Path]:
     for place in (*places, Path(configs.__file__).parent / "prompts", Path(configs.__file__).parent):
         yield place / name
+
+
+class _Judged(Section):
+    judge: Judge
+
+
+SECTIONS = ("run", "model", "prompts", "sampling", "judge", "evaluation", "batching")
+"""What playing a run's versions needs of its configuration."""
+
+
+def arena_config(targets: Sequence[Path], config: str | None, overrides: Sequence[str], here: Path) -> RunConfig:
+    """The configuration to play ``targets`` under: the file ``config``, or what the first run among them recorded.
+
+    Without either it is the quickstart's. Judged by whoever judges the run's held-out answers. Raises ConfigError.
+    """
+    run_dir = next((t for t in targets if (t / RECORD).is_file()), None)
+    if config is not None or run_dir is None:
+        return load_config(RunConfig, config or "configs/quickstart.yaml", overrides)
+    record = read_record(run_dir)
+    assert record is not None  # it has a run.json
+    raw = recorded_sections(record, SECTIONS, overrides, (here, run_dir))
+    raw["run"] = {**raw.get("run", {}), "root": str(run_dir.resolve().parent)}
+    second = raw.get("evaluation", {}).pop("judge", None)
+    if second is not None and "judge" in raw and not is_independent(validate(_Judged, {"judge": raw["judge"]}).judge):
+        raw["judge"] = second
+    return configure(RunConfig, raw, overrides, here)

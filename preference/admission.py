@@ -129,6 +129,13 @@ class Admission:
         """Begin a prompt under the version served. Raises RuntimeError where nothing is admissible."""
         if self.admissible() < 1:
             raise RuntimeError(f"no prompt is admissible: {self.describe()}")
+        return self._begin()
+
+    def admit_all(self) -> list[Ticket]:
+        """Begin as many prompts as are admissible."""
+        return [self._begin() for _ in range(self.admissible())]
+
+    def _begin(self) -> Ticket:
         self._number += 1
         self._fly(self._number, self.served, Stage.SAMPLE)
         self._begun.append(self._number)

@@ -65,7 +65,8 @@ class Engine:
         """When the next unit is complete if nothing changes."""
         if not self.running:
             return None
-        return max(now, self.since) + max(0.0, self.running[0][0] - self.tokens) * token_s(self.load)
+        begins, left = (now if now > self.since else self.since), self.running[0][0] - self.tokens
+        return begins + left * token_s(self.load) if left > 0 else begins
 
     def forget(self, tickets: set[int]) -> None:
         """Abort what it has of ``tickets``."""

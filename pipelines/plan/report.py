@@ -41,8 +41,9 @@ def overrides(layout: Layout) -> list[str]:
     ]
     if g.references:
         found += [f"resources.reference.actors={g.references}", "resources.reference.gpus=1"]
+    found.append(f"resources.judge.actors={g.judges}")
     if g.judge_gpus:
-        found += [f"resources.judge.actors={g.judges}", f"resources.judge.gpus={g.judge_gpus}"]
+        found.append(f"resources.judge.gpus={g.judge_gpus}")
     return found
 
 

@@ -64,8 +64,8 @@ class _Search:
             lambda n: times.sampler(n, engine_gpus, float(staleness)).seconds,
         )
         self._judges = _Curve(
-            _sizes(pools["judge"].size // self._judge_gpus, pools["judge"].gpus) if self._judge_gpus else [1],
-            lambda n: times.judge(n, self._judge_gpus).seconds if self._judge_gpus else 0.0,
+            _sizes(pools["judge"].size // (self._judge_gpus or 1), pools["judge"].gpus),
+            lambda n: times.judge(n, self._judge_gpus).seconds,
         )
         self._references = _Curve(
             _sizes(pools["reference"].size, pools["reference"].gpus) if self._scored else [0],
@@ -131,8 +131,7 @@ class _Search:
                 self._reasons.append(str(error))
                 return None
             published = path.seconds
-        actors = judges if self._judge_gpus else planner.config.resources.judge.actors
-        groups = Groups(engines, self._span, actors, self._judge_gpus, references, ranks)
+        groups = Groups(engines, self._span, judges, self._judge_gpus, references, ranks)
         fits = all(sum(groups.gpus(s) for s in pool.stages) <= pool.size for pool in planner.cluster.pools)
         learn = planner.times.trainer(ranks).seconds + published
         return groups if fits and learn <= period * 1.001 else None

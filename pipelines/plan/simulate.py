@@ -81,8 +81,8 @@ class Simulation:
         heapq.heappush(self._events, (when, self._number, action))
 
     def _fill(self) -> None:
-        for _ in range(self._admission.admissible()):
-            self._submit(self._admission.admit())
+        for ticket in self._admission.admit_all():
+            self._submit(ticket)
 
     def _submit(self, ticket: int) -> None:
         """To the engines in turn, as the sampler pool does; those that restart are passed over."""
@@ -124,7 +124,10 @@ class Simulation:
             del self._engine_of[ticket]
             self._admission.entered(ticket, Stage.JUDGE)
             done = self._judges.serve(self._driver.serve(self._now))
-            self._at(done, lambda t=ticket: self._judged(t))  # type: ignore[misc]
+            if done > self._now:
+                self._at(done, lambda t=ticket: self._judged(t))  # type: ignore[misc]
+            else:
+                self._judged(ticket)
         self._begin_queued(number, engine)
 
     def _judged(self, ticket: int) -> None:

@@ -33,7 +33,8 @@ class Decode:
     overhead_s: float
 
     def __call__(self, a: float) -> float:
-        return max(self.weights_s + self.cache_s * a, self.compute_s * a) + self.overhead_s
+        memory, compute = self.weights_s + self.cache_s * a, self.compute_s * a
+        return (memory if memory > compute else compute) + self.overhead_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Rooflines:
 
     def judge(self, actors: int, gpus: int) -> Stage:
         each = self.judge_seconds(gpus)
-        slots = actors if self.work.judging.parameters else self.work.judging.slots
+        slots = self.work.judging.slots or actors
         limit = "FLOP/s" if self.work.judging.parameters else self.work.judging.note
         return Stage(self.work.prompts * each / slots, each, limit)
 

@@ -58,8 +58,8 @@ class Judging:
     """That its model reads for one prompt."""
     seconds: float
     """Of one actor for one prompt, where no model of ours runs."""
-    slots: int
-    """Judgements at a time, if that does not follow from the GPUs."""
+    slots: int | None
+    """Judgements at a time, of all actors together; None: one an actor."""
     note: str
 
 
@@ -113,10 +113,10 @@ def workload(config: RunConfig, cluster: Cluster) -> Workload:
 
 def _judging(config: RunConfig, cluster: Cluster, prompt: float, response: float) -> Judging:
     """Of the judge that is trained on; several add up."""
-    n, group = config.sampling.candidates, config.resources.judge
+    n = config.sampling.candidates
     comparisons = math.ceil(1.5 * n) - 2 if n > 2 else 1  # matches that decide best and worst
     parameters = tokens = seconds = 0.0
-    slots = group.actors
+    slots: int | None = None
     notes: list[str] = []
     for section, judge in singles("judge", config.judge):
         notes.append(judge.kind)

@@ -21,11 +21,11 @@ import psutil
 import pytest
 from sqlalchemy import create_engine, select
 
-from actors.judges.human import HumanPool, match_item
 from configs.judges import HumanJudge
 from configs.schema import Deadlines
 from pipelines.annotate.command import Serving, open_target, people_of
 from pipelines.annotate.items import AnnotationError, Task
+from pipelines.annotate.judge import HumanPool, match_item
 from pipelines.annotate.people import erase
 from pipelines.annotate.serving import ServerProcess, address, listen, make_links
 from pipelines.annotate.store import STORE_NAME, Store, sqlite_url

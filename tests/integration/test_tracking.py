@@ -1,18 +1,25 @@
 """A real MLflow on sqlite: what a run writes is read back with MLflow's own client."""
 
 import json
+import os
 import shlex
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from configs.loading import config_hash, flatten, scientific, validate
 from configs.runs import RunConfig
 from pipelines.plots import METRICS, is_known
-from pipelines.tracking import Tracker, TrackingError
+from pipelines.tracking import Tracker, TrackingError, send_waiting
 from pipelines.tracking.client import free_port
 from preference.reports import (
     BeforeAfter,
@@ -24,7 +31,7 @@ from preference.reports import (
     StageTime,
     StepReport,
 )
-from preference.types import Fate, Version, content_id
+from preference.types import Fate, JudgedGroup, JudgeInfo, Outcome, Verdict, Version, Vote, content_id
 from preference.winrate import WinRate
 from tests.factories import JUDGING, TRAINED, judged
 
@@ -181,6 +188,141 @@ def test_a_run_that_the_store_lost_is_sent_anew_from_its_beginning(root: Path) -
     assert tracker.run_id != first.run_id
     assert "no longer exists" in warnings[0]
     assert [p.step for p in client(tracker).get_metric_history(tracker.run_id, "loss")] == [1, 2]
+
+
+class Server:
+    """A real tracking server on one port, as often as it is started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.port = directory, free_port(6200)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--workers", "1"]
+        words += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.directory / 'server.db'}"]
+        words += ["--artifacts-destination", str(self.directory / "artifacts")]
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=self.directory)
+        for _ in range(600):
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            assert self._process.poll() is None, (self.directory / "server.log").read_text()[-2000:]
+            time.sleep(0.2)
+        raise AssertionError("the server does not come up")
+
+    def kill(self) -> None:
+        """It and its workers, at once."""
+        assert self._process
+        ours = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+        for process in ours:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        psutil.wait_procs(ours, timeout=20)
+
+
+def human(name: str, *votes: Vote, waiting: bool = False) -> JudgedGroup:
+    """Two answers that people were asked about."""
+    group = judged([None, None], name).group
+    first, second = (c.id for c in group.candidates)
+    said = Verdict(first, second, Outcome.FIRST, 0.75, JudgeInfo("human", "guide"), rationale="warmer", votes=votes)
+    return JudgedGroup(group, () if waiting else (said,))
+
+
+def test_a_server_that_is_killed_is_caught_up_with_across_a_restart_of_the_driver(tmp_path: Path) -> None:
+    """No gap, no duplicate step, and late answers of people find the trace of the step that asked."""
+    server, warnings = Server(tmp_path), list[str]()
+    server.start()
+    try:
+        config = config_for(tmp_path, "outage", tracking={"uri": server.url, "parent": "a sweep"})
+        run_dir = tmp_path / "outage"
+        tracker = Tracker.open(config, run_dir, warn=warnings.append)
+        tracker.log_step(replace(step(1), waiting=(human("late", waiting=True),)))
+        assert tracker._outbox.drain(120)
+        assert warnings == []
+        server.kill()
+        tracker.log_step(step(2))
+        assert not tracker._outbox.drain(120)
+        assert "the run goes on" in warnings[0]
+        tracker.finish("KILLED")  # the driver goes while MLflow is down
+        assert "INCOMPLETE" in warnings[-1]
+
+        warnings.clear()
+        again = Tracker.open(config, run_dir, tracker.run_id, warn=warnings.append)  # and comes back while it is
+        assert again.run_id == tracker.run_id
+        assert "is down" in warnings[0]
+        again.log_step(step(2))  # replayed after the checkpoint
+        votes = Vote("annotator-1", "first", 3, 4.0), Vote("annotator-2", "both_bad", None, 5.0)
+        again.log_step(replace(step(3), judged=(human("late", *votes), *step(3).judged)))
+        server.start()
+        assert again._outbox.drain(120)
+        assert "is back" in warnings[-1]
+        again.finish("FINISHED")
+        assert send_waiting(run_dir, "", warnings.append) == []
+
+        store = client(again)
+        run = store.get_run(again.run_id)
+        assert run.info.status == "FINISHED"
+        assert store.get_run(run.data.tags["mlflow.parentRunId"]).info.run_name == "a sweep"
+        for name in ("loss", "objective/kl", "time/iteration"):
+            assert [p.step for p in store.get_metric_history(again.run_id, name)] == [1, 2, 3]
+        assert {f.path for f in store.list_artifacts(again.run_id, "samples")} == {
+            f"samples/step-00000{n}.json" for n in (1, 2, 3)
+        }
+        check_traces(store, run)
+    finally:
+        server.kill()
+
+
+def check_traces(store: Any, run: Any) -> None:
+    """Of three steps with one rated group each, and of the group that people were asked about in the first."""
+    found = store.search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id, max_results=50)
+    traces = {t.info.tags["rondo.group"]: t for t in found}
+    assert set(traces) == {"s1/0", "s2/0", "s3/0", "late/0"}
+    late = traces["late/0"]
+    assert late.info.tags["rondo.step"] == "1"
+    assert late.info.state.value == "OK"
+    said = {(a.name, a.source.source_type, a.source.source_id): a for a in late.info.assessments}
+    assert set(said) == {
+        ("verdict", "HUMAN", "human"), ("human", "HUMAN", "annotator-1"), ("human", "HUMAN", "annotator-2"),
+    }  # fmt: skip
+    assert said["verdict", "HUMAN", "human"].value == "response 1"
+    assert said["verdict", "HUMAN", "human"].rationale == "warmer"
+    assert said["verdict", "HUMAN", "human"].metadata["definition_hash"] == "guide"
+    assert said["human", "HUMAN", "annotator-1"].value == "response 1"
+    assert said["human", "HUMAN", "annotator-1"].metadata["strength"] == "3"
+    assert said["human", "HUMAN", "annotator-2"].value == "both_bad"
+    rated = traces["s2/0"]
+    spans = {s.name: s for s in rated.data.spans}
+    assert set(spans) == {"judgement", "response 1", "response 2"}
+    assert spans["judgement"].inputs == {"messages": [{"role": "user", "content": "say s2"}]}
+    assert spans["judgement"].outputs == {"response 1": "text 0", "response 2": "text 1"}
+    assert spans["response 2"].parent_id == spans["judgement"].span_id
+    scores = {a.span_id: a.value for a in rated.info.assessments}
+    assert scores == {spans["response 1"].span_id: 0.1, spans["response 2"].span_id: 0.9}
+    assert {a.source.source_type for a in rated.info.assessments} == {"LLM_JUDGE"}  # not one of the run's rules
+
+
+def test_the_share_of_traces_is_the_configurations_and_people_always_have_theirs(root: Path) -> None:
+    report = replace(
+        step(1),
+        judged=(*(judged([0.1, 0.9], f"g{i}") for i in range(6)), human("asked", Vote("", "tie"))),
+    )
+    for number, expected in ((0, {"asked/0"}), (2, {"g0/0", "g1/0", "asked/0"})):
+        name = f"share-{number}"
+        tracker = Tracker.open(config_for(root, name, tracking={"trace_judgements": number}), root / name)
+        tracker.log_step(report)
+        tracker.finish("FINISHED")
+        run = client(tracker).get_run(tracker.run_id)
+        found = client(tracker).search_traces(
+            locations=[run.info.experiment_id], run_id=tracker.run_id, max_results=50
+        )  # fmt: skip
+        assert {t.info.tags["rondo.group"] for t in found} == expected
+        erased = next(t for t in found if t.info.tags["rondo.group"] == "asked/0")
+        assert {a.source.source_id for a in erased.info.assessments} == {"human", "erased"}
 
 
 def test_an_unreachable_server_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def run(path, steps, prepared=99):
     write_record(path, RunRecord("hash", dict(FIELDS) | {"prompts.train": "gone.jsonl (abc)"}, "", 1, 0))
     ledger = Ledger(path)
     for step, groups in steps.items():
-        ledger.judged(step, groups)
+        for group in groups:
+            ledger.judged(step, group)
         if step <= prepared:
             ledger.prepared(step, [])
     return ledger

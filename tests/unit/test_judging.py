@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.judges.combined import Comparing, Escalation, People
-from actors.judges.human import HumanAnswer, match_item
+from pipelines.annotate.judge import HumanAnswer, match_item
 from pipelines.judging import JudgeStage
 from preference.pairing import PairingRules, make_items
 from preference.panel import EscalationRules

@@ -48,7 +48,8 @@ def run(
     write_record(path, record)
     ledger = Ledger(path)
     for step, groups in steps.items():
-        ledger.judged(step, groups)
+        for group in groups:
+            ledger.judged(step, group)
         if step <= prepared:
             ledger.prepared(step, [p.id for p in (items or pairs(groups))])
         if step <= trained:
@@ -113,7 +114,7 @@ def test_a_step_sampled_again_counts_as_it_was_last(tmp_path):
     lost, again = judged([0.9, 0.1], "a"), judged([0.1, 0.9], "a", first_token=50)
     record = run(tmp_path / "run", {1: [lost]}, prepared=0, trained=0)
     ledger = Ledger(tmp_path / "run")
-    ledger.judged(1, [again])
+    ledger.judged(1, again)
     ledger.prepared(1, [p.id for p in pairs([again])])
     ledger.trained(1, "0.1", 0.5)
     ledger.close()

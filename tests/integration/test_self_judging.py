@@ -1,0 +1,112 @@
+"""A whole run whose policy judges itself; then its candidates are judged anew, and its versions play each other."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
+
+RULE = "judge={kind: rule, rule: 'tests.rules:vowels'}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    directory: Path
+    output: str
+    address: str
+
+    def command(self, name, *words):
+        done = run(BIN / "rondo", name, self.directory, *words, RAY_ADDRESS=self.address)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def judged(head, overrides) -> Judged:
+    """Two steps; the engines' context is long enough for questions."""
+    words = overrides(
+        "selfish", "run.steps=2", "evaluation.prompts=4", "evaluation.probe=2", "sampling.max_model_len=1536",
+        "judge={kind: llm, model: policy, min_mass: 0, tie_band: 0}",
+    )  # fmt: skip
+    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
+    return Judged(ROOT / root / "selfish", done.stdout, head.address)
+
+
+def test_the_policy_judges_with_the_weights_that_it_has(judged):
+    records = journal(judged.directory, "judgements")
+    assert Counter(r["step"] for r in records) == {1: 4, 2: 4}
+    verdicts = [(r["step"], j) for r in records for j in r["judgements"]]
+    assert all(0 < j["probability"] < 1 for _, j in verdicts)
+    assert {j["judge"]["name"] for _, j in verdicts} == {"policy"}
+    assert {(step, j["judge"]["weights"]) for step, j in verdicts} == {(1, "0.0"), (2, "0.1")}
+    assert len({j["judge"]["definition_hash"] for _, j in verdicts}) == 1  # it learns; what it is asked stays
+    for r in records:
+        assert 2 <= len(r["judgements"]) <= 3
+    assert set(losses(judged.directory)) == {1, 2}
+    assert all(pairs(judged.directory).values())
+    # Held-out answers are the second judge's alone.
+    kept = sorted(p.name for p in (judged.directory / "ledger").glob("heldout-*"))
+    assert kept == ["heldout-second-judge.jsonl"]
+    said = [j for r in journal(judged.directory, "heldout-second-judge") for j in r["judgements"]]
+    assert {j["judge"]["name"] for j in said} == {"tests.rules:short"}
+    assert "evaluation at step 2  short" in judged.output
+    assert "policy: win rate" not in judged.output
+
+
+def test_its_candidates_are_judged_anew_once_and_the_run_is_left_alone(judged, overrides, head):
+    before = {p: p.read_bytes() for p in (judged.directory / "ledger").glob("*.jsonl")}
+    output = judged.command("rejudge", RULE, "--apply")
+    (directory,) = (judged.directory / "rejudged").iterdir()
+    report = json.loads((directory / "report.json").read_text())
+    drift, old = report["drift"], [j for r in journal(judged.directory, "judgements") for j in r["judgements"]]
+    assert drift["prompts"] == 8
+    v = drift["verdicts"]
+    assert v["compared"] == len(old)
+    assert v["same"] + v["flipped"] + v["became_ties"] + v["untied"] == v["compared"]
+    assert [j["name"] for j in report["old"]["judges"]] == ["policy"]
+    assert [j["name"] for j in report["new"]["judges"]] == ["tests.rules:vowels"]
+    assert report["heldout_step"] == 2
+    assert sum(report["new"]["heldout"][k] for k in ("wins", "ties", "losses")) == 4
+    assert sum(report["old"]["heldout"][k] for k in ("wins", "ties", "losses")) == 4
+    assert report["asked"] == 8 + 4
+    assert "What became of it" in output
+    lines = [json.loads(line) for line in (directory / "pairs.jsonl").read_text().splitlines()]
+    assert len(lines) == drift["pairs"]["new"] > 0
+    # Again: nothing is asked twice, nothing of the run has changed.
+    judged.command("rejudge", RULE)
+    again = json.loads((directory / "report.json").read_text())
+    assert (again["asked"], again["remembered"]) == (0, 12)
+    assert again["drift"] == drift
+    assert {p: p.read_bytes() for p in (judged.directory / "ledger").glob("*.jsonl")} == before
+    # What `rondo offline` makes of the pairs.
+    checked = run(
+        BIN / "python", "-c",
+        "import sys; from pathlib import Path; from pipelines.inspect_sources import read_corpus;"
+        "print(len(read_corpus(Path(sys.argv[1])).pairs))", directory / "pairs.jsonl",
+    )  # fmt: skip
+    assert int(checked.stdout) == len(lines)
+
+
+def test_its_versions_play_each_other_and_an_arena_goes_on(judged):
+    output = judged.command("arena", RULE)
+    report = json.loads((judged.directory / "arena" / "report.json").read_text())
+    assert set(report["players"]) == {"initial", "step 1", "final"}
+    assert report["anchor"] == "initial"
+    assert {r["player"]: r["rating"] for r in report["ratings"]}["initial"] == 1000
+    assert all(r["low"] <= r["rating"] <= r["high"] for r in report["ratings"])
+    assert report["prompts"] == 4
+    assert report["judged"] == report["asked"] <= report["everybody"] == 4 * 3
+    assert "everybody against everybody takes 12" in output
+    answers = (judged.directory / "arena" / "answers.jsonl").read_bytes()
+    judged.command("arena", RULE)
+    again = json.loads((judged.directory / "arena" / "report.json").read_text())
+    assert again["asked"] == 0
+    assert again["ratings"] == report["ratings"]
+    assert (judged.directory / "arena" / "answers.jsonl").read_bytes() == answers
