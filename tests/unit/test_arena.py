@@ -11,8 +11,9 @@ from actors.judges.protocol import Arbiter, Ruling
 from actors.weights import WeightWriter
 from configs.loading import ConfigError, flatten, load_config, scientific
 from configs.runs import RunConfig
-from pipelines.arena import ROUND, play, report_of
+from pipelines.arena import report_of
 from pipelines.contestants import Contestant, contestants
+from pipelines.matches import ROUND, play
 from pipelines.output import write_json
 from pipelines.record import RunRecord, write_record
 from pipelines.recorded import arena_config, recorded_sections
