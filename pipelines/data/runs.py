@@ -6,7 +6,6 @@ prompts: they come from the run's prompt file, which is known by name and conten
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipelines.data.rules import DataError, DataRules
 from pipelines.events import Event, PreparedStep, TrainedStep, read_event
 from pipelines.journal import LedgerError, read_lines
 from pipelines.judged import Recorded, read_groups
+from pipelines.lock import owner_of
 from pipelines.migrate import upgraded
 from pipelines.pairing import pairing_rules
 from pipelines.prompts import PromptError, load_prompts, load_tokenizer
@@ -79,14 +79,8 @@ def record_of(run_dir: Path) -> RunRecord:
 def finished_run(run_dir: Path) -> RunRecord:
     """The same of a run that no process works on; raises DataError otherwise."""
     record = record_of(run_dir)
-    lock = run_dir / "lock"
-    if lock.is_file():
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file closes
-            except BlockingIOError:
-                owner = file.read().strip() or "another process"
-                raise DataError(f"{run_dir} is in use by {owner}: wait until the run has ended") from None
+    if owner := owner_of(run_dir):
+        raise DataError(f"{run_dir} is in use by {owner}: wait until the run has ended")
     return record
 
 
