@@ -1,6 +1,7 @@
 """Responses that come as text: another model's under the policy's template, a data set's own; and weights on disk."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_prompt_is_read_through_the_other_models_template():
     assert translator(same=True).prompt(asked()) == asked()
     with pytest.raises(Unusable, match=r"\d+ of its tokens: no room within sampling.max_model_len"):
         translator().prompt(asked(text="long " * 40))
-    with pytest.raises(Unusable, match="its chat template refuses the prompt: .*division"):
+    with pytest.raises(Unusable, match=r"its chat template refuses the prompt: .*division"):
         translator("{{ 1 // 0 }}").prompt(asked())
 
 
@@ -68,14 +69,13 @@ def test_a_response_is_written_anew_in_the_policys_tokens():
 
 
 def test_what_cannot_be_written_is_said():
-    from dataclasses import replace
 
     p, said = asked(), candidate("p", 0)
     with pytest.raises(Unusable, match="the response is empty"):
         translator().response(p, replace(said, text="  "))
     with pytest.raises(Unusable, match=r"has \d+ tokens, more than sampling.max_tokens = 20"):
         translator().response(p, replace(said, text="word " * 30))
-    with pytest.raises(Unusable, match="template_mismatch|prompt"):
+    with pytest.raises(Unusable, match=r"template_mismatch|prompt"):
         translator().response(prompt(), said)  # rendered otherwise than it was tokenised
     same = translator(same=True)
     assert same.response(p, said) == replace(said, player="guest")
@@ -113,7 +113,7 @@ def test_the_datas_responses_end_their_turn_and_those_too_long_are_left_out():
     with pytest.raises(PromptError, match=r"f: 1 responses of the data cannot be used: b \(the response has"):
         data_responses(prompts, "f", ENCODER, LIMITS, stop=True, say=said.append)
     lost = PromptSet({"b": prompts.prompts["b"]}, ())
-    with pytest.raises(PromptError, match="raise sampling.max_tokens"):
+    with pytest.raises(PromptError, match=r"raise sampling\.max_tokens"):
         data_responses(lost, "f", ENCODER, LIMITS, stop=False, say=said.append)
 
 
