@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ def blind_nodes(directory: Path) -> list[str]:
     finally:
         mark.unlink()
     return [node["NodeManagerAddress"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+
+
+def request_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Ask the autoscaler for nodes that hold ``bundles`` at once, until the next request; none: no more."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(b) for b in bundles])
 
 
 def _sees(path: str) -> bool:

@@ -36,6 +36,13 @@ def requested(config: TrainingConfig, *, training: bool = True) -> dict[str, flo
     return total
 
 
+def bundles(config: TrainingConfig, *, training: bool = True) -> list[dict[str, float]]:
+    """What each actor of the run reserves: what has to fit on one node."""
+    stages = [s for s in config.groups if training or s != "trainer"]
+    groups = [group for stage in stages for group in config.groups[stage]]
+    return [each for group in groups for each in [_each(group)] * group.actors if each]
+
+
 def shortfalls(config: TrainingConfig, available: Mapping[str, float], *, training: bool = True) -> list[str]:
     """One line a resource that ``available`` does not cover: what is needed, what is there, who wants it, the fix."""
     lines = []
@@ -53,8 +60,12 @@ def shortfalls(config: TrainingConfig, available: Mapping[str, float], *, traini
 
 
 def _total(group: Group) -> dict[str, float]:
+    return {name: amount * group.actors for name, amount in _each(group).items()}
+
+
+def _each(group: Group) -> dict[str, float]:
     each = {"CPU": group.cpus, "GPU": group.gpus, **group.custom}
-    return {name: amount * group.actors for name, amount in each.items() if amount}
+    return {name: amount for name, amount in each.items() if amount}
 
 
 def _field(resource: str) -> str:

@@ -265,6 +265,8 @@ class Checkpointing(Section):
 
 
 class Deadlines(Section):
+    nodes_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for nodes that the cluster lacks; an autoscaler is asked for them. 0: the run is refused at once."""
     start_s: PositiveFloat = 300.0
     """Longest time an actor may take to come up."""
     call_s: PositiveFloat = 600.0

@@ -32,6 +32,7 @@ from pipelines.facts import cluster_facts
 from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
 from pipelines.loop import Loop, Stages
 from pipelines.metrics import Metrics
+from pipelines.nodes import nodes_arrived
 from pipelines.progress import Progress
 from pipelines.restore import restore_run
 from pipelines.stages import Consumer, Evaluator, Source
@@ -259,6 +260,9 @@ async def run_session(
             watchers.fault(fault.stage)
 
         faults = Faults(config.recovery, survived)
+        if config.deadlines.nodes_s:
+            connect()
+            await nodes_arrived(config, progress.message)
         join_cluster(config)
         tracker.log_cluster(cluster_facts())
         quiet_driver(run_dir / "logs" / "driver.log")  # again: libraries put up handlers when imported
