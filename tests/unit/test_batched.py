@@ -1,0 +1,61 @@
+"""What waits for an actor goes to it together; an error reaches everyone who asked."""
+
+import asyncio
+
+from actors.faults import StageFailed
+from actors.judges.batched import Batched
+
+
+class Asked:
+    """Stands for actors: remembers what each was given, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[int]]] = []
+        self.pending: list[asyncio.Future[list[int]]] = []
+
+    def submit(self, actor, questions):
+        self.calls.append((actor, questions))
+        self.pending.append(asyncio.get_running_loop().create_future())
+        return self.pending[-1]
+
+    def answer(self, call):
+        self.pending[call].set_result([10 * q for q in self.calls[call][1]])
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_what_waits_for_an_actor_goes_to_it_together():
+    async def scenario():
+        asked = Asked()
+        pool = Batched("judge", ["a", "b"], asked.submit, 60)
+        first = [asyncio.ensure_future(pool.ask(i)) for i in range(5)]
+        await until(lambda: len(asked.calls) == 2)
+        assert asked.calls == [("a", [0, 1, 2]), ("b", [3, 4])]  # an even share of what was asked at once
+        later = [asyncio.ensure_future(pool.ask(i)) for i in range(5, 9)]
+        asked.answer(1)
+        await until(lambda: len(asked.calls) == 3)
+        assert asked.calls[2] == ("b", [5, 6, 7, 8])
+        asked.answer(2)
+        asked.answer(0)
+        assert await asyncio.gather(*first, *later) == [10 * i for i in range(9)]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_reaches_everyone_who_asked_and_the_pool_goes_on():
+    async def scenario():
+        asked = Asked()
+        pool = Batched("judge x", ["a"], asked.submit, 60)
+        first = [asyncio.ensure_future(pool.ask(i)) for i in range(2)]
+        await until(lambda: asked.pending)
+        asked.pending[0].set_exception(StageFailed("gone"))
+        assert all(isinstance(e, StageFailed) for e in await asyncio.gather(*first, return_exceptions=True))
+        again = asyncio.ensure_future(pool.ask(2))
+        await until(lambda: len(asked.pending) == 2)
+        asked.answer(1)
+        assert await again == 20
+
+    asyncio.run(scenario())
