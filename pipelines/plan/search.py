@@ -22,9 +22,10 @@ def best_layout(planner: Planner, staleness: int | None = None) -> Layout:
 
     Raises PlanError where the model fits no layout, naming what is missing.
     """
+    curves = _Curves(planner)
     if staleness is not None:
-        return planner.layout(_best_groups(planner, max(1, staleness)), staleness)
-    layouts = [planner.layout(_best_groups(planner, k), k) for k in range(1, _MOST_STALENESS + 1)]
+        return planner.layout(_best_groups(planner, curves, max(1, staleness)), staleness)
+    layouts = [planner.layout(_best_groups(planner, curves, k), k) for k in range(1, _MOST_STALENESS + 1)]
     chosen = layouts[0]
     for layout in layouts[1:]:
         if layout.period < _WORTH * chosen.period:
@@ -32,7 +33,7 @@ def best_layout(planner: Planner, staleness: int | None = None) -> Layout:
     return chosen
 
 
-def _best_groups(planner: Planner, staleness: int) -> Groups:
+def _best_groups(planner: Planner, curves: _Curves, staleness: int) -> Groups:
     pool = planner.cluster.pool("sampler")
     found: list[tuple[float, Groups]] = []
     reasons: list[str] = []
@@ -43,41 +44,49 @@ def _best_groups(planner: Planner, staleness: int) -> Groups:
         if memory.missing or planner.times.slots(gpus) < 1:
             reasons.append(f"sampler on {gpus} GPUs: {memory.arithmetic()}; {planner.remedy('sampler')}")
             continue
-        if (groups := _Search(planner, gpus, staleness, reasons).groups()) is not None:
+        if (groups := _Search(planner, curves, gpus, staleness, reasons).groups()) is not None:
             found.append((planner.layout(groups, staleness).period, groups))
     if not found:
         raise PlanError("no layout fits this cluster:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     return min(found, key=lambda f: f[0])[1]
 
 
+class _Curves:
+    """Seconds over sizes of the groups that neither staleness nor the engines' size has a part in."""
+
+    def __init__(self, planner: Planner) -> None:
+        config, work, times = planner.config, planner.work, planner.times
+        pools = {stage: planner.cluster.pool(stage) for stage in STAGES}
+        self.judge_gpus = max(1, math.ceil(config.resources.judge.gpus)) if work.judging.parameters else 0
+        self.judges = _Curve(
+            _sizes(pools["judge"].size // (self.judge_gpus or 1), pools["judge"].gpus),
+            lambda n: times.judge(n, self.judge_gpus).seconds,
+        )
+        self.references = _Curve(
+            _sizes(pools["reference"].size, pools["reference"].gpus) if config.needs_reference else [0],
+            lambda n: times.reference(n).seconds if n else 0.0,
+        )
+        device, self.most_ranks = pools["trainer"].device, max(1, min(pools["trainer"].size, int(work.pairs)))
+        self.fitting_ranks = [
+            n
+            for n in _sizes(self.most_ranks, pools["trainer"].gpus)
+            if not trainer_memory(planner.arch, config, device, n).missing
+        ]
+        self.ranks = _Curve(self.fitting_ranks, lambda n: times.trainer(n).seconds)
+
+
 class _Search:
     """For engines of one size. What stands in the way is added to ``reasons``."""
 
-    def __init__(self, planner: Planner, engine_gpus: int, staleness: int, reasons: list[str]) -> None:
-        self._planner, self._span, self._staleness, self._reasons = planner, engine_gpus, staleness, reasons
-        config, work, times = planner.config, planner.work, planner.times
-        pools = {stage: planner.cluster.pool(stage) for stage in STAGES}
-        self._scored = config.needs_reference
-        self._judge_gpus = max(1, math.ceil(config.resources.judge.gpus)) if work.judging.parameters else 0
+    def __init__(self, planner: Planner, curves: _Curves, engine_gpus: int, staleness: int, reasons: list[str]) -> None:
+        self._planner, self._curves, self._span = planner, curves, engine_gpus
+        self._staleness, self._reasons = staleness, reasons
+        self._scored = planner.config.needs_reference
+        pool, times = planner.cluster.pool("sampler"), planner.times
         self._engines = _Curve(
-            _sizes(pools["sampler"].size // engine_gpus, max(1, pools["sampler"].gpus // engine_gpus)),
+            _sizes(pool.size // engine_gpus, max(1, pool.gpus // engine_gpus)),
             lambda n: times.sampler(n, engine_gpus, float(staleness)).seconds,
         )
-        self._judges = _Curve(
-            _sizes(pools["judge"].size // (self._judge_gpus or 1), pools["judge"].gpus),
-            lambda n: times.judge(n, self._judge_gpus).seconds,
-        )
-        self._references = _Curve(
-            _sizes(pools["reference"].size, pools["reference"].gpus) if self._scored else [0],
-            lambda n: times.reference(n).seconds if n else 0.0,
-        )
-        device, self._most = pools["trainer"].device, max(1, min(pools["trainer"].size, int(work.pairs)))
-        self._fitting = [
-            n
-            for n in _sizes(self._most, pools["trainer"].gpus)
-            if not trainer_memory(planner.arch, config, device, n).missing
-        ]
-        self._ranks = _Curve(self._fitting, lambda n: times.trainer(n).seconds)
 
     def groups(self) -> Groups | None:
         """With the shortest step, to 0.2%, by bisection; None where none fits."""
@@ -86,7 +95,7 @@ class _Search:
         low, high = 1e-3, 1e6
         best = self._for(high)
         if best is None:
-            least = Groups(1, self._span, 1, self._judge_gpus, int(self._scored), self._fitting[0])
+            least = Groups(1, self._span, 1, self._curves.judge_gpus, int(self._scored), self._curves.fitting_ranks[0])
             self._reasons.extend(self._planner.shortfalls(least))
             return None
         while high > 1.002 * low:
@@ -101,9 +110,11 @@ class _Search:
 
     def _fits_at_all(self) -> bool:
         planner, pools = self._planner, self._planner.cluster
-        if not self._fitting:
-            memory = trainer_memory(planner.arch, planner.config, pools.pool("trainer").device, self._most)
-            self._reasons.append(f"trainer on {self._most} ranks: {memory.arithmetic()}; {planner.remedy('trainer')}")
+        if not self._curves.fitting_ranks:
+            memory = trainer_memory(planner.arch, planner.config, pools.pool("trainer").device, self._curves.most_ranks)
+            self._reasons.append(
+                f"trainer on {self._curves.most_ranks} ranks: {memory.arithmetic()}; {planner.remedy('trainer')}"
+            )
             return False
         if self._scored:
             memory = reference_memory(planner.arch, planner.config, pools.pool("reference").device)
@@ -115,13 +126,13 @@ class _Search:
     def _for(self, period: float) -> Groups | None:
         """The smallest groups that take a step in ``period`` seconds, if they fit the cluster."""
         planner = self._planner
-        engines, judges = self._engines.smallest(period), self._judges.smallest(period)
-        references = self._references.smallest(period)
+        engines, judges = self._engines.smallest(period), self._curves.judges.smallest(period)
+        references = self._curves.references.smallest(period)
         if engines is None or judges is None or references is None:
             return None
-        published, ranks = 0.0, self._fitting[0]
+        published, ranks = 0.0, self._curves.fitting_ranks[0]
         for _ in range(3):  # the way of the weights depends on the groups, a little
-            found = self._ranks.smallest(period - published)
+            found = self._curves.ranks.smallest(period - published)
             if found is None:
                 return None
             ranks = found
@@ -131,7 +142,7 @@ class _Search:
                 self._reasons.append(str(error))
                 return None
             published = path.seconds
-        groups = Groups(engines, self._span, judges, self._judge_gpus, references, ranks)
+        groups = Groups(engines, self._span, judges, self._curves.judge_gpus, references, ranks)
         fits = all(sum(groups.gpus(s) for s in pool.stages) <= pool.size for pool in planner.cluster.pools)
         learn = planner.times.trainer(ranks).seconds + published
         return groups if fits and learn <= period * 1.001 else None

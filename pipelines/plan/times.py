@@ -49,19 +49,23 @@ class Stage:
     """What bounds it."""
 
 
-@dataclass(frozen=True, slots=True)
 class Rooflines:
     """The stages of a run on a cluster, for any group sizes."""
 
-    arch: Architecture
-    config: RunConfig
-    cluster: Cluster
-    work: Workload
+    def __init__(self, arch: Architecture, config: RunConfig, cluster: Cluster, work: Workload) -> None:
+        self.arch, self.config, self.cluster, self.work = arch, config, cluster, work
+        self._decodes: dict[int, Decode] = {}
+        self._slots: dict[int, float] = {}
 
     # -- sampler ---------------------------------------------------------------------------------------------------
 
     def decode(self, gpus: int) -> Decode:
         """Of an engine that spans ``gpus``."""
+        if gpus not in self._decodes:
+            self._decodes[gpus] = self._decode(gpus)
+        return self._decodes[gpus]
+
+    def _decode(self, gpus: int) -> Decode:
         pool, eff, item = self.cluster.pool("sampler"), self.cluster.efficiency, item_bytes(self.config)
         bandwidth = gpus * pool.device.bandwidth_gb_s * 1e9 * eff.decode
         flops = gpus * pool.device.tflops * 1e12 * eff.forward
@@ -83,7 +87,10 @@ class Rooflines:
 
     def slots(self, gpus: int) -> float:
         """Sequences that an engine's KV cache holds."""
-        return kv_sequences(self.arch, self.config, self.work, self.cluster.pool("sampler").device, gpus)
+        if gpus not in self._slots:
+            device = self.cluster.pool("sampler").device
+            self._slots[gpus] = kv_sequences(self.arch, self.config, self.work, device, gpus)
+        return self._slots[gpus]
 
     def sampler(self, engines: int, gpus: int, ahead: float) -> Stage:
         """``ahead``: batches in the samplers at a time; 0: one batch that drains before the next one begins."""
