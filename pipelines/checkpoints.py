@@ -4,7 +4,7 @@
       step-000008/             trainer/ (``actors.shards``), reference/ where it moves, complete.json: the manifest
       step-000012.3-1.partial/ being written by owner 3, or left behind by a process that died: counts for nothing
       step-000004.damaged/     was found cut off or changed, and put aside
-      measured.json            values of the metric that the best are kept by
+      measured.json            values of the metric that the best are kept by (``pipelines.keeping``)
 
 What a step needs besides lies elsewhere or follows from its number: data order, prompt cursor and learning rate are
 functions of the step, sampled and judged data are in the journals.
@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from actors.files import FileSum, checksum, replace_file, sync_directory, sync_file
 from configs.schema import Checkpointing
 from pipelines.journal import LedgerError, saving
+from pipelines.keeping import Measured, kept_steps
 
 MARK = "complete.json"
-MEASURED = "checkpoints/measured.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -134,14 +134,6 @@ def newest_whole(run_dir: Path) -> tuple[int, Path] | None:
     return None
 
 
-def kept_steps(steps: Iterable[int], rules: Checkpointing, values: Mapping[int, float]) -> set[int]:
-    """The newest, and the best by the ``values`` of the metric, where it was measured."""
-    known = sorted(steps)
-    sign = 1 if rules.best == "max" else -1
-    ranked = sorted((s for s in known if s in values), key=lambda s: (sign * values[s], s), reverse=True)
-    return {*known[-rules.keep :], *ranked[: rules.keep_best]}
-
-
 def superseded(run_dir: Path, rules: Checkpointing) -> list[Path]:
     """What is not kept: all but the newest and the best checkpoints, and what dead processes left behind before."""
     steps = [step for step, _ in complete_checkpoints(run_dir)]
@@ -155,42 +147,6 @@ def remove(checkpoint: Path) -> None:
     """Unmark, then delete: half of a checkpoint is never taken for one."""
     (checkpoint / MARK).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """``measured.json``: the values, by step, of the metric that the best checkpoints are kept by."""
-
-    metric: str
-    values: dict[int, float]
-
-    @classmethod
-    def read(cls, run_dir: Path, metric: str) -> Measured:
-        """Empty where nothing, or another metric, has been recorded."""
-        try:
-            found = _measured.validate_json((run_dir / MEASURED).read_bytes())
-        except (OSError, ValidationError):
-            return cls(metric, {})
-        return found if found.metric == metric else cls(metric, {})
-
-    def encode(self) -> bytes:
-        return _measured.dump_json(self)
-
-    def write(self, run_dir: Path) -> None:
-        with saving("what checkpoints were measured by", run_dir):
-            (run_dir / "checkpoints").mkdir(exist_ok=True)
-            replace_file(run_dir / MEASURED, self.encode())
-
-
-_measured: TypeAdapter[Measured] = TypeAdapter(Measured)
-
-
-def measured_steps(run_dir: Path) -> set[int]:
-    """The steps at which a run measured the metric that it keeps the best checkpoints by, whichever that is."""
-    try:
-        return set(_measured.validate_json((run_dir / MEASURED).read_bytes()).values)
-    except (OSError, ValidationError):
-        return set()
 
 
 class Checkpoints:

@@ -22,16 +22,9 @@ from pathlib import Path
 from actors.files import FileSum
 from configs.runs import TrainingConfig
 from configs.schema import Checkpointing
-from pipelines.checkpoints import (
-    MARK,
-    MEASURED,
-    Manifest,
-    Measured,
-    complete_checkpoints,
-    kept_steps,
-    read_manifest,
-)
+from pipelines.checkpoints import MARK, Manifest, complete_checkpoints, read_manifest
 from pipelines.journal import LedgerError
+from pipelines.keeping import MEASURED, Measured, kept_steps
 from pipelines.ledger import JOURNALS, Ledger
 from pipelines.lock import Lease
 from pipelines.record import RECORD, read_record

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.weights import MANIFEST
-from pipelines.checkpoints import MARK, complete_checkpoints, measured_steps, newest_whole, remove
+from pipelines.checkpoints import MARK, complete_checkpoints, newest_whole, remove
 from pipelines.disk import SHARED, shared_memory_of, size_of
 from pipelines.journal import LedgerError
+from pipelines.keeping import measured_steps
 from pipelines.lock import RunLock, owner_of
 from pipelines.migrate import BACKUP
 from pipelines.status import phases

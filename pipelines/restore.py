@@ -11,8 +11,9 @@ from pathlib import Path
 
 from actors.files import replace_file
 from configs.runs import TrainingConfig
-from pipelines.checkpoints import MARK, MEASURED, Manifest, checkpoint_dir, damage
+from pipelines.checkpoints import MARK, Manifest, checkpoint_dir, damage
 from pipelines.journal import LedgerError, saving
+from pipelines.keeping import MEASURED
 from pipelines.ledger import JOURNALS
 from pipelines.lock import Owners, RunLock, this_process
 from pipelines.record import RECORD, parse_record

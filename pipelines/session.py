@@ -29,6 +29,7 @@ from pipelines.doctor import cluster_shortfalls
 from pipelines.events import AttemptBegan, AttemptEnded, Began, Survived
 from pipelines.export import export_published
 from pipelines.facts import cluster_facts
+from pipelines.keeping import refuse_unmeasured
 from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
 from pipelines.loop import Loop, Stages
 from pipelines.metrics import Metrics
@@ -232,6 +233,7 @@ async def run_session(
     config: TrainingConfig, resume: ResumeMode, progress: Progress, body: Callable[[Session], Awaitable[None]]
 ) -> EvalReport | None:
     """Open the run, join the cluster, do ``body``, and leave everything in order. Returns the last evaluation."""
+    refuse_unmeasured(config)
     await asyncio.to_thread(restore_run, config, resume, progress.message)
     run_dir, record = open_run(config, resume)
     if record.finished and (not isinstance(config, RunConfig) or config.run.steps <= record.finished):

@@ -10,21 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.files import FileSum
+from configs.loading import ConfigError, validate
+from configs.runs import RunConfig
 from configs.schema import Checkpointing
 from pipelines import checkpoints as module
 from pipelines.checkpoints import (
     MARK,
     Checkpoints,
     Manifest,
-    Measured,
     checkpoint_dir,
     complete_checkpoints,
     damage,
-    kept_steps,
     newest_whole,
     read_manifest,
 )
 from pipelines.journal import LedgerError
+from pipelines.keeping import Measured, kept_steps, refuse_unmeasured
 
 SUMS = st.builds(FileSum, st.text(max_size=9), st.integers(0, 2**63), st.integers(0, 2**32 - 1))
 MANIFESTS = st.builds(
@@ -244,3 +245,28 @@ def test_markers_of_another_version_are_no_checkpoints(tmp_path, checkpoints):
     (old / MARK).write_text(json.dumps({"step": 4}))
     assert complete_checkpoints(tmp_path) == []
     assert "of another version" in damage(old)
+
+
+def online(evaluate, every, **rules):
+    return validate(
+        RunConfig,
+        {
+            "run": {"name": "run", "root": "/tmp"}, "model": {"path": "/m"}, "judge": {"kind": "rule", "rule": "a:b"},
+            "prompts": {"train": "/t", "heldout": "/h"}, "evaluation": {"every": evaluate},
+            "checkpoint": {"every": every, "keep_best": 1, **rules},
+        },
+    )  # fmt: skip
+
+
+def test_the_best_are_chosen_by_what_is_measured_with_them():
+    refuse_unmeasured(online(4, 8))
+    refuse_unmeasured(online(0, 8, best_metric="loss", best="min"))
+    refuse_unmeasured(online(0, 8, keep_best=0))
+    for config, message in (
+        (online(0, 8), r"evaluation.every = 0 does not measure.*set evaluation.every=8"),
+        (online(3, 8), r"by eval/win_rate, which evaluation.every = 3"),
+        (online(4, 8, best_metric="wins"), r"checkpoint.best_metric = wins: no such metric; known: .*eval/win_rate"),
+        (online(4, 8, best_metric="heldout/loss"), r"heldout/loss is not measured in this kind of training"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            refuse_unmeasured(config)
