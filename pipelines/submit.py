@@ -8,6 +8,7 @@ to a run from the environment that Ray was started in (on Kubernetes: ``secretKe
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shlex
 import sys
@@ -33,6 +34,7 @@ EXCLUDES = (
 )  # fmt: skip
 """What is never uploaded, besides what ``.gitignore`` and ``.rayignore`` name."""
 
+_ASK_AGAIN_S = 1.0
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@|[?&](?:password|token|api_?key|secret)=[^&\s]", re.IGNORECASE)
 
 
@@ -84,9 +86,16 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
 
 
 def submit(
-    client: Client, config: Path, overrides: Sequence[str], resume: str, working_dir: Path, now: float | None = None
+    client: Client,
+    config: Path,
+    overrides: Sequence[str],
+    resume: str,
+    working_dir: Path,
+    now: float | None = None,
+    patience_s: float = 60.0,
 ) -> str:
-    """Submit the run that ``config`` describes; returns the submission id.
+    """Submit the run that ``config`` describes; returns the submission id. A head that has only just started takes jobs
+    a little later: it is asked again for ``patience_s``.
 
     Raises ConfigError for a configuration that cannot be used, before anything is uploaded, and SubmitError.
     """
@@ -103,12 +112,19 @@ def submit(
                     f"job {job.submission_id} is working on run {name}; wait for it, stop it with "
                     f"`ray job stop {job.submission_id}`, or give another run.name"
                 )
-        return client.submit_job(
-            entrypoint=command,
-            runtime_env=runtime_env(working_dir),
-            metadata={"rondo_run": name},
-            submission_id=f"{name}-{stamp}",
-        )
+        started = time.monotonic()
+        while True:
+            try:
+                return client.submit_job(
+                    entrypoint=command,
+                    runtime_env=runtime_env(working_dir),
+                    metadata={"rondo_run": name},
+                    submission_id=f"{name}-{stamp}",
+                )
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() - started > patience_s:
+                    raise
+                time.sleep(_ASK_AGAIN_S)
     except (RuntimeError, ConnectionError, ValueError) as error:
         raise SubmitError(f"the cluster did not take the job: {error}") from error
 
@@ -169,6 +185,9 @@ def command(
 def connect(address: str) -> Client:
     """A client of the cluster's job API. Raises SubmitError where nothing answers or the token is missing."""
     from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # else a line for every file that is not uploaded
 
     try:
         client: Client = JobSubmissionClient(address)

@@ -16,7 +16,7 @@ from tests.deploy.render import ROOT, Doc, cluster_spec, pods, ray_groups
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RAY = next(d.partition("==")[2] for d in PROJECT["dependencies"] if d.startswith("ray["))
-_SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|API_KEY|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|(API|ACCESS)_KEY|CREDENTIAL", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 IN_IMAGE = {"/opt/rondo/": ROOT, "/home/rondo/.rondo/models/SmolLM2-135M-Instruct": None}

@@ -150,6 +150,30 @@ def test_ids_of_imported_items_are_no_paths(tmp_path, identity):
     assert all(p.parent == folder and p.name.startswith("items.") for p in new)
 
 
+def test_headers_count_only_from_the_proxies_that_were_named(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from pipelines.annotate import command, serving
+    from pipelines.cli import main
+
+    made: list[Any] = []
+
+    def captured(*given: Any, **options: Any) -> Any:
+        made.append(serving.server(*given, **options).config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "server", captured)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    words = ["annotate", str(tmp_path / "pairs.jsonl"), "--port", "0"]
+    for more in ([], ["--behind-tls"], ["--behind-tls", "--trusted-proxies", "10.0.0.0/8"]):
+        CliRunner().invoke(main, [*words, *more])
+    assert [(c.proxy_headers, c.forwarded_allow_ips) for c in made] == [
+        (False, ""),
+        (True, "127.0.0.1,::1"),
+        (True, "10.0.0.0/8"),
+    ]
+
+
 def sources() -> list[tuple[Path, ast.AST]]:
     files = [f for p in PACKAGES for f in (ROOT / p).rglob("*.py")]
     return [(f.relative_to(ROOT), ast.parse(f.read_text())) for f in files]

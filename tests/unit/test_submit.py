@@ -175,6 +175,24 @@ def test_a_cluster_that_refuses_is_quoted(api, here):
         submit(api, here / "mine.yaml", [], "auto", here)
 
 
+def test_a_head_that_has_only_just_started_is_asked_again(api, here, monkeypatch):
+    monkeypatch.setattr(submitting, "_ASK_AGAIN_S", 0.0)
+    answers = [RuntimeError("Request failed with status code 500: No available agent to submit job"), None]
+    take = api.submit_job
+
+    def starting(**job: Any) -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return take(**job)
+
+    api.submit_job = starting  # type: ignore[method-assign]
+    submit(api, here / "mine.yaml", [], "auto", here)
+    assert len(api.sent) == 1
+    answers = [RuntimeError("No available agent")] * 2
+    with pytest.raises(SubmitError, match="No available agent"):
+        submit(api, here / "mine.yaml", [], "auto", here, patience_s=-1.0)
+
+
 @pytest.mark.parametrize(("end", "good"), [("SUCCEEDED", True), ("FAILED", False), ("STOPPED", False)])
 def test_following_ends_with_the_job(end, good):
     said: list[str] = []
