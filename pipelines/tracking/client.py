@@ -23,11 +23,17 @@ class TrackingError(Exception):
 def connect(uri: str) -> Any:
     """An MLflow client with MLflow's own chatter, telemetry and minutes-long HTTP retries turned off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     import mlflow
 
-    for name in ("mlflow", "alembic", "sqlalchemy"):  # also where quiet_driver took MLflow's handlers away
+    for name in (
+        "mlflow",
+        "alembic",
+        "sqlalchemy",
+        "urllib3.connectionpool",
+    ):  # also where quiet_driver took MLflow's handlers away
         logging.getLogger(name).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri)  # Model.log and the registry know no other way to be told
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
