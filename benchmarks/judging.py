@@ -22,7 +22,7 @@ from actors.judges.llm import LlmJudgePool
 from actors.judges.questions import Questionnaire
 from benchmarks.common import ROOT, median, save, spread
 from configs.judges import LlmJudge
-from configs.schema import Deadlines, Group
+from configs.schema import Deadlines, Group, Recovery
 from preference.types import Match, Message, Prompt, Verdict, Written
 
 MODEL = Path("~/.rondo/models/SmolLM2-135M-Instruct").expanduser()
@@ -70,13 +70,14 @@ async def measure(log_dir: Path) -> dict[str, Any]:
     import ray
     from transformers import AutoTokenizer
 
+    from actors.faults import Faults
     from actors.pool import actor_options
 
     asked = Questionnaire(JUDGE)
     encoder = QuestionEncoder(AutoTokenizer.from_pretrained(MODEL), asked.labels, str(MODEL))
     options = actor_options(GROUP, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "auto"})
     plain: Any = ray.remote(Plain).options(**options).remote(JUDGE)
-    pool = LlmJudgePool(JUDGE, GROUP, Deadlines(), log_dir, "judge", "")
+    pool = LlmJudgePool(JUDGE, GROUP, Deadlines(), log_dir, "judge", "", Faults(Recovery()))
     await pool.ready()
     speeds: dict[str, list[float]] = {"judge": [], "plain": []}
     for number in range(-1, ROUNDS):  # the first one warms both up

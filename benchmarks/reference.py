@@ -51,6 +51,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from actors.faults import Faults
     from actors.reference import ReferencePool
     from pipelines.session import connect
     from preference.logprobs import LogProbModel, model_inputs
@@ -59,7 +60,7 @@ def main() -> None:
     dtype = getattr(torch, config.model.dtype)
     connect()
     with tempfile.TemporaryDirectory(prefix="rondo-bench-") as logs:
-        pool = ReferencePool(config, Path(logs))
+        pool = ReferencePool(config, Path(logs), Path(logs), Faults(config.recovery))
         torch.set_num_threads(config.resources.reference.threads)
         load = AutoModelForCausalLM.from_pretrained
         untouched = load(config.model.path, dtype=dtype).eval()

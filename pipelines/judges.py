@@ -80,9 +80,9 @@ def start_rater(judge: Judge, s: Surroundings, name: str) -> Rater:
         case RuleJudge():
             return RuleJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.faults)
         case RewardModelJudge():
-            return RewardModelPool(judge, s.group, s.deadlines, s.log_dir, name)
+            return RewardModelPool(judge, s.group, s.deadlines, s.log_dir, name, s.faults)
         case ImplicitJudge():
-            return ImplicitPool(judge, s.group, s.deadlines, s.log_dir, name)
+            return ImplicitPool(judge, s.group, s.deadlines, s.log_dir, name, s.faults)
         case LlmJudge() | HttpJudge():
             return _start_prompted(judge, s, name)
     raise ValueError(f"judge.kind = {judge.kind} does not rate single responses")
@@ -94,7 +94,7 @@ def _start_prompted(
     if isinstance(judge, HttpJudge):
         return HttpJudgePool(judge, s.group, s.deadlines, s.log_dir, name, spent_on(judge, s.paid, s.costs))
     if judge.model != "policy":
-        return LlmJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.initial_model)
+        return LlmJudgePool(judge, s.group, s.deadlines, s.log_dir, name, s.initial_model, s.faults)
     if s.engines is None:
         raise JudgeError("judge.model = policy: there is no policy outside of a run; name a model directory")
     return PolicyJudge(judge, s.engines, s.initial_model, s.max_model_len, name)

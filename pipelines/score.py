@@ -19,12 +19,13 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from actors.faults import Faults
 from actors.judges.implicit import ImplicitPool
 from actors.judges.protocol import Rater
 from actors.judges.reward_model import RewardModelPool
 from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.loading import ConfigError
-from configs.schema import Deadlines, Group
+from configs.schema import Deadlines, Group, Recovery
 from pipelines.data import DataError, DataRules, load_items
 from pipelines.data.encode import Encoder, model_encoder
 from pipelines.data.records import Graded, read_context, read_prompt
@@ -160,8 +161,8 @@ async def score_file(
 
 def _pool(judge: RewardModelJudge | ImplicitJudge, group: Group, logs: Path) -> RewardModelPool | ImplicitPool:
     if isinstance(judge, RewardModelJudge):
-        return RewardModelPool(judge, group, Deadlines(), logs, "score")
-    return ImplicitPool(judge, group, Deadlines(), logs, "score")
+        return RewardModelPool(judge, group, Deadlines(), logs, "score", Faults(Recovery()))
+    return ImplicitPool(judge, group, Deadlines(), logs, "score", Faults(Recovery()))
 
 
 async def _score(pool: Rater, entries: Sequence[Entry], progress: Progress) -> list[list[Value]]:

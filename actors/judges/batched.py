@@ -6,9 +6,11 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from actors.pool import remote_call
+from actors.faults import ActorLost
+from actors.pool import Crew
 
 _MOST = 64  # questions of one call: enough to fill a model's batches, few enough for its deadline
 Q = TypeVar("Q")
@@ -16,13 +18,16 @@ A = TypeVar("A")
 
 
 class Batched(Generic[Q, A]):
-    """Hands questions to whichever actor is idle, an even share of what waits at a time; answers one by one."""
+    """Hands questions to whichever actor is idle, an even share of what waits at a time; answers one by one.
 
-    def __init__(self, who: str, actors: Sequence[Any], submit: Callable[[Any, list[Q]], Any], seconds: float) -> None:
+    What an actor had in hand when it was lost is asked again before anything else.
+    """
+
+    def __init__(self, crew: Crew[Any], submit: Callable[[Any, list[Q]], Any]) -> None:
         """``submit(actor, questions)`` starts the remote method that gives their answers, in order."""
-        self._who, self._actors, self._submit, self._seconds = who, actors, submit, seconds
+        self._crew, self._submit = crew, submit
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._idle = list(range(len(actors)))
+        self._idle = list(range(len(crew)))
         self._running: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Q) -> A:
@@ -42,12 +47,17 @@ class Batched(Generic[Q, A]):
             task.add_done_callback(self._running.discard)
 
     async def _run(self, index: int, batch: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
+        questions = [question for question, _ in batch]
         try:
-            ref = self._submit(self._actors[index], [question for question, _ in batch])
-            answers: list[A] = await remote_call(ref, who=f"{self._who} actor {index}", seconds=self._seconds)
+            answers: list[A] = await self._crew.call(index, "judge", lambda actor: self._submit(actor, questions))
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
+        except ActorLost:
+            self._waiting.extendleft(reversed(batch))
+            self._assign()  # to those that are idle; this one is not before its replacement is up
+            with suppress(Exception):  # where none comes up, whoever asks it next is told
+                await self._crew.up(index)
         except Exception as error:
             for _, future in batch:
                 if not future.done():

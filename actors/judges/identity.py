@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,17 +45,20 @@ class Started:
     """Why it cannot judge; empty: it can."""
 
 
-async def common_identity(name: str, model: str, actors: Sequence[Any], seconds: float) -> str:
-    """Wait for every actor's ``started``; what they all hold. Raises JudgeError where one refuses or they differ."""
-    identities = set()
-    for i, actor in enumerate(actors):
-        started: Started = await remote_call(
-            actor.started.remote(), who=f"judge {name} actor {i} (starting)", seconds=seconds
-        )
+class SameModel:
+    """Readiness of a judge's actors: none refuses, and all of them hold the same model."""
+
+    def __init__(self, name: str, model: str, seconds: float) -> None:
+        self._name, self._model, self._seconds = name, model, seconds
+        self.identity = ""
+        """What they hold; empty before the first is up."""
+
+    async def ready(self, index: int, actor: Any) -> None:
+        """Wait for an actor's ``started``. Raises JudgeError where it refuses or holds another model."""
+        who = f"judge {self._name} actor {index} (starting)"
+        started: Started = await remote_call(actor.started.remote(), who=who, seconds=self._seconds)
         if started.refusal:
             raise JudgeError(started.refusal)
-        identities.add(started.identity)
-    if len(identities) > 1:
-        raise JudgeError(f"judge.model {model} is not the same model on every node: copy it anew to all")
-    (identity,) = identities
-    return identity
+        if self.identity not in ("", started.identity):
+            raise JudgeError(f"judge.model {self._model} is not the same model on every node: copy it anew to all")
+        self.identity = started.identity

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.faults import Faults
 from actors.imports import lean_imports
 from actors.judges.errors import JudgeError
 from actors.judges.identity import model_identity
@@ -191,5 +192,7 @@ class ImplicitActor(RatingActor[ImplicitJudge]):
 class ImplicitPool(RatingPool):
     """A ``Rater``."""
 
-    def __init__(self, judge: ImplicitJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str) -> None:
-        super().__init__(ImplicitActor, judge, group, deadlines, log_dir, name)
+    def __init__(
+        self, judge: ImplicitJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str, faults: Faults
+    ) -> None:
+        super().__init__(ImplicitActor, judge, group, deadlines, log_dir, name, faults)

@@ -13,21 +13,20 @@ from typing import Any
 
 import ray
 
+from actors.faults import Faults
 from actors.judges.asking import Asks
 from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
-from actors.judges.identity import Started, common_identity, model_identity
+from actors.judges.identity import SameModel, Started, model_identity
 from actors.judges.prompted import PromptedPool
 from actors.judges.questions import Question
 from actors.judges.replies import Reply
 from actors.judges.verdict_engine import VerdictEngine
-from actors.pool import actor_options
+from actors.pool import Crew, actor_options
 from actors.quiet import redirect_output
 from configs.judges import LlmJudge
 from configs.schema import Deadlines, Group
 from preference.types import JudgeInfo
-
-_RESTARTS = 3
 
 
 class LlmJudgeActor:
@@ -51,10 +50,17 @@ class LlmJudgeActor:
 
 
 class LlmJudgePool(PromptedPool):
-    """A ``Comparer`` or a ``Rater``, by ``judge.mode``. A frozen model keeps nothing: a killed actor comes back."""
+    """A ``Comparer`` or a ``Rater``, by ``judge.mode``. A lost engine is replaced by one like it, and asked again."""
 
     def __init__(
-        self, judge: LlmJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str, initial_model: str
+        self,
+        judge: LlmJudge,
+        group: Group,
+        deadlines: Deadlines,
+        log_dir: Path,
+        name: str,
+        initial_model: str,
+        faults: Faults,
     ) -> None:
         """``initial_model`` is the directory of the model that training began with (``judge.model: initial``)."""
         if judge.model == "policy":
@@ -65,23 +71,24 @@ class LlmJudgePool(PromptedPool):
         if group.gpus == 0:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"  # as the samplers: stages share cores
         remote: Any = ray.remote(LlmJudgeActor)
-        options = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, **actor_options(group, env)}
         asks = Asks(self._questions.labels, self._questions.rationale, self._questions.probe)
-        self._actors = [
-            remote.options(**options).remote(judge, model, asks, group.gpus > 0, str(log_dir / f"{name}-{i}.log"))
-            for i in range(group.actors)
-        ]
-        self._model, self._deadlines = model, deadlines
+
+        def start(index: int) -> Any:
+            log_file = str(log_dir / f"{name}-{index}.log")
+            return remote.options(**actor_options(group, env)).remote(judge, model, asks, group.gpus > 0, log_file)
+
+        self._same = SameModel(self.name, model, deadlines.start_s)
+        self._crew: Crew[Any] = Crew(f"judge {self.name}", group.actors, start, self._same.ready, deadlines, faults)
         self._judge_info = JudgeInfo(self.name, "")
         # Neighbours go to an engine together: they share prefixes.
         self._batched: Batched[Sequence[Question], list[Reply]] = Batched(
-            f"judge {self.name}", self._actors, lambda actor, asked: actor.ask.remote(asked), deadlines.call_s
+            self._crew, lambda actor, asked: actor.ask.remote(asked)
         )
 
     async def ready(self) -> None:
         """Wait for every engine. Raises JudgeError where the model cannot be a judge or differs between nodes."""
-        identity = await common_identity(self.name, self._model, self._actors, self._deadlines.start_s)
-        self._judge_info = JudgeInfo(self.name, self._questions.definition(identity))
+        await self._crew.ready()
+        self._judge_info = JudgeInfo(self.name, self._questions.definition(self._same.identity))
 
     def _info(self, replies: Sequence[Reply]) -> JudgeInfo:
         return self._judge_info
@@ -91,5 +98,4 @@ class LlmJudgePool(PromptedPool):
 
     def close(self) -> None:
         self._batched.close()
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
+        self._crew.kill()

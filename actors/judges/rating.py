@@ -14,16 +14,16 @@ from typing import Any, Generic, TypeVar
 import ray
 import torch
 
+from actors.faults import Faults
 from actors.judges.batched import Batched
 from actors.judges.errors import JudgeError
-from actors.judges.identity import Started, common_identity
-from actors.pool import actor_options
+from actors.judges.identity import SameModel, Started
+from actors.pool import Crew, actor_options
 from actors.quiet import redirect_output
 from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.schema import Deadlines, Group
 from preference.types import CandidateGroup, JudgeFailure, JudgeInfo, Outcome, Rating, Response
 
-_RESTARTS = 3
 J = TypeVar("J", bound=RewardModelJudge | ImplicitJudge)
 Value = float | str
 """A response's score, or why it has none."""
@@ -73,7 +73,7 @@ class RatingActor(ABC, Generic[J]):
 
 
 class RatingPool:
-    """A ``Rater``. Its models are frozen: an actor that is killed comes back as it was, and is asked again."""
+    """A ``Rater``. Its models are frozen: an actor that is lost is replaced by one like it, and asked again."""
 
     def __init__(
         self,
@@ -83,22 +83,24 @@ class RatingPool:
         deadlines: Deadlines,
         log_dir: Path,
         name: str,
+        faults: Faults,
     ) -> None:
         self.name = Path(judge.model).name
-        self._model, self._start_s = judge.model, deadlines.start_s
         remote: Any = ray.remote(actor)
-        options = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, **actor_options(group)}
-        self._actors = [
-            remote.options(**options).remote(judge, group.threads, group.gpus > 0, str(log_dir / f"{name}-{i}.log"))
-            for i in range(group.actors)
-        ]
+
+        def start(index: int) -> Any:
+            log_file = str(log_dir / f"{name}-{index}.log")
+            return remote.options(**actor_options(group)).remote(judge, group.threads, group.gpus > 0, log_file)
+
+        same = SameModel(self.name, judge.model, deadlines.start_s)
+        self._crew: Crew[Any] = Crew(f"judge {self.name}", group.actors, start, same.ready, deadlines, faults)
         self._batched: Batched[CandidateGroup, list[Rating | JudgeFailure]] = Batched(
-            f"judge {self.name}", self._actors, lambda actor, groups: actor.rate.remote(groups), deadlines.call_s
+            self._crew, lambda actor, groups: actor.rate.remote(groups)
         )
 
     async def ready(self) -> None:
         """Wait for every actor. Raises JudgeError where the model cannot be a judge or differs between nodes."""
-        await common_identity(self.name, self._model, self._actors, self._start_s)
+        await self._crew.ready()
 
     async def rate(self, groups: Sequence[CandidateGroup]) -> list[Rating | JudgeFailure]:
         rated = await asyncio.gather(*(self._batched.ask(group) for group in groups))
@@ -106,5 +108,4 @@ class RatingPool:
 
     def close(self) -> None:
         self._batched.close()
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
+        self._crew.kill()

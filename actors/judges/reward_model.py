@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from actors.faults import Faults
 from actors.imports import lean_imports
 from actors.judges.errors import JudgeError
 from actors.judges.identity import model_identity
@@ -144,5 +145,7 @@ class RewardModelActor(RatingActor[RewardModelJudge]):
 class RewardModelPool(RatingPool):
     """A ``Rater``."""
 
-    def __init__(self, judge: RewardModelJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str) -> None:
-        super().__init__(RewardModelActor, judge, group, deadlines, log_dir, name)
+    def __init__(
+        self, judge: RewardModelJudge, group: Group, deadlines: Deadlines, log_dir: Path, name: str, faults: Faults
+    ) -> None:
+        super().__init__(RewardModelActor, judge, group, deadlines, log_dir, name, faults)

@@ -8,11 +8,12 @@ import signal
 import psutil
 import pytest
 
+from actors.faults import Faults
 from actors.judges.errors import JudgeError
 from actors.judges.llm import LlmJudgePool
 from actors.judges.questions import Questionnaire
 from configs.judges import LlmJudge
-from configs.schema import Deadlines, Group
+from configs.schema import Deadlines, Group, Recovery
 from preference.types import JudgeFailure, Match, Message, Outcome, Prompt, Verdict, Written
 from preference.verdicts import VerdictRules, compare, mean_grade
 from tests.integration.judges import GROUPS, MATCHES, PROMPTS, opinionated_model, probabilities
@@ -36,7 +37,7 @@ def start(ray_here, tmp_path):
     pools = []
 
     def started(section, initial="", group=GROUP):
-        pool = LlmJudgePool(section, group, DEADLINES, tmp_path, "judge", initial)
+        pool = LlmJudgePool(section, group, DEADLINES, tmp_path, "judge", initial, Faults(Recovery()))
         pools.append(pool)
         asyncio.run(pool.ready())
         return pool
@@ -152,4 +153,4 @@ def test_closing_leaves_no_process(start, opinionated):
 
 
 async def _pid(pool):
-    return (await pool._actors[0].started.remote()).pid
+    return (await (await pool._crew.up(0)).started.remote()).pid

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from actors.faults import Faults
 from actors.reference import ReferenceActor, ReferencePool
 from actors.weights import WeightWriter
 from configs.loading import load_config
@@ -39,7 +40,7 @@ class Counting:
 @pytest.fixture
 def pool(ray_here, overrides, tmp_path):
     config = load_config(RunConfig, TINY, overrides("reference", "batching.micro_batch_tokens=128"))
-    pool = ReferencePool(config, tmp_path)
+    pool = ReferencePool(config, tmp_path, tmp_path, Faults(config.recovery))
     asyncio.run(pool.ready())
     yield config, pool
     pool.close()
@@ -55,7 +56,7 @@ def test_nothing_is_scored_twice_though_an_actor_is_killed(pool, tmp_path):
         if kill:
             while not reference.forwards and not work.done():
                 await asyncio.sleep(0.01)
-            os.kill(await real._actors[0].pid.remote(), signal.SIGKILL)
+            os.kill(await (await real._crew.up(0)).pid.remote(), signal.SIGKILL)
         return (await work)[0]
 
     ledger = Ledger(tmp_path / "run")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from actors.faults import Faults
 from actors.judges.errors import JudgeError
 from actors.judges.implicit import ImplicitPool
 from actors.judges.reward_model import RewardModelPool
 from configs.judges import ImplicitJudge, RewardModelJudge
-from configs.schema import Deadlines, Group
+from configs.schema import Deadlines, Group, Recovery
 from pipelines.ledger import complete_checkpoints
 from preference.types import CandidateGroup, Message, Prompt, Rating, Written
 from tests.integration.conftest import BIN, losses, mlflow, run, under_torchrun
@@ -118,7 +119,7 @@ def test_the_export_judges_in_real_actors_as_plain_transformers_does(ray_here, t
     model = str(trained[0] / "model")
     judge = RewardModelJudge(kind="reward_model", model=model)
     groups = [asked(thing) for thing in THINGS[:4]]
-    pool = RewardModelPool(judge, Group(actors=2, cpus=0.25), Deadlines(), tmp_path, "judge")
+    pool = RewardModelPool(judge, Group(actors=2, cpus=0.25), Deadlines(), tmp_path, "judge", Faults(Recovery()))
     for rated, group in zip(asyncio.run(rate(pool, groups)), groups, strict=True):
         assert all(isinstance(r, Rating) for r in rated)
         assert [r.candidate_id for r in rated] == [c.id for c in group.candidates]
@@ -155,14 +156,16 @@ def trained_ids(run_dir):
 def test_a_judge_that_cannot_judge_is_refused_before_anything_runs(ray_here, tiny, tmp_path):
     judge = RewardModelJudge(kind="reward_model", model=str(tiny))
     with pytest.raises(JudgeError, match="rondo reward-model"):
-        asyncio.run(rate(RewardModelPool(judge, Group(cpus=0.25), Deadlines(), tmp_path, "judge"), []))
+        asyncio.run(
+            rate(RewardModelPool(judge, Group(cpus=0.25), Deadlines(), tmp_path, "judge", Faults(Recovery())), [])
+        )
 
 
 def test_implicit_rewards_in_real_actors_and_from_the_command_line(ray_here, head, tiny, tmp_path):
     other = tiny_model(tmp_path / "other", seed=1)
     judge = ImplicitJudge(kind="implicit", model=str(other), reference=str(tiny), beta=0.5)
     group = asked("rain")
-    pool = ImplicitPool(judge, Group(cpus=0.25), Deadlines(), tmp_path, "judge")
+    pool = ImplicitPool(judge, Group(cpus=0.25), Deadlines(), tmp_path, "judge", Faults(Recovery()))
     (rated,) = asyncio.run(rate(pool, [group]))
     record = {"prompt": "Say something about rain.", "responses": [c.text for c in group.candidates]}
     (tmp_path / "candidates.jsonl").write_text(json.dumps(record) + "\n")
