@@ -87,8 +87,12 @@ class Schedule:
 
 
 def in_turn(asked: Iterable[Version], served: Version) -> list[Version]:
-    """The order in which an engine serves versions: first what it has, so that it loads each of the others once."""
-    return sorted(set(asked), key=lambda v: (v != served, v))
+    """The order in which an engine serves versions: first what it has, so that it loads each of the others once.
+
+    The oldest come last: they are what the next step asks for again.
+    """
+    wanted = set(asked)
+    return [v for v in (served,) if v in wanted] + sorted(wanted - {served}, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ def test_what_is_served_goes_first(asked, served):
     assert (served in asked) == (order[0] == Version(0, served))
 
 
+def test_beside_the_reference_the_previous_version_costs_three_loads_in_two_steps(tmp_path):
+    season = Season(tmp_path, config([{"player": "previous"}, {"player": "reference"}]))
+    asyncio.run(season.run(0, 9, {}, set(range(1, 10))))
+    assert [len(season.loads[s]) for s in range(1, 10)] == [0, 0, 1, 2, 1, 2, 1, 2, 1]
+
+
 def test_another_models_unusable_responses_are_counted_and_explained_once(tmp_path):
     class Picky:
         """Cannot read p1, cannot be read at p2, and is cut off at p3."""
