@@ -173,6 +173,8 @@ def _nodes(doc: Doc, docs: list[Doc]) -> Iterator[str]:
             yield f"group {name}: /dev/shm is no memory volume of a stated size"
         elif bytes_of(shm["sizeLimit"]) > limit / 2:
             yield f"group {name}: /dev/shm ({shm['sizeLimit']}) may take more than half of the pod's memory"
+        elif not 0 < int(group["rayStartParams"].get("object-store-memory", 0)) <= bytes_of(shm["sizeLimit"]) / 2:
+            yield f"group {name}: Ray's object store is not held to half of /dev/shm; it would take 30% of the memory"
         for path in ("/runs", "/models"):
             claim = volumes.get(mount(container, path), {}).get("persistentVolumeClaim", {}).get("claimName")
             if "ReadWriteMany" not in modes.get(claim or "", ()):

@@ -42,7 +42,10 @@ def _parsed(directory: Path) -> tuple[Doc, ...]:
 
 def render(name: str) -> list[Doc]:
     """The objects of an overlay, or of one of the services; a copy, to be changed at will."""
-    directory = KUBERNETES / ("overlays" if name in OVERLAYS else "") / name
+    return render_directory(KUBERNETES / ("overlays" if name in OVERLAYS else "") / name)
+
+
+def render_directory(directory: Path) -> list[Doc]:
     return copy.deepcopy(list(_parsed(directory)))
 
 

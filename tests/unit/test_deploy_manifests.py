@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.deploy.render import (
     pods,
     ray_groups,
     render,
+    render_directory,
 )
 
 Change = Callable[[list[Doc]], Any]
@@ -298,6 +300,11 @@ CHANGES: list[tuple[str, Change, str]] = [
         ].update(sizeLimit="6Gi"),
         "more than half of the pod's memory",
     ),
+    (
+        "cpu-smoke",
+        lambda d: put(group(d, "judge"), rayStartParams={}),
+        "object store is not held to half of /dev/shm",
+    ),
     ("cpu-smoke", lambda d: put(job(d)["spec"], entrypoint="rondo run /etc/rondo/run.yaml"), "with --resume=auto"),
     ("cpu-smoke", lambda d: config(d, "lr:", "learning_rate:"), "optimizer.learning_rate: unknown key"),
     ("cpu-smoke", lambda d: config(d, "root: /runs", "root: /tmp"), "run.root = /tmp is not on the volume"),
@@ -318,8 +325,24 @@ def test_a_changed_manifest_is_refused(name, change, message):
     assert any(message in p for p in found), found
 
 
-def test_the_names_of_generated_config_maps_reach_into_the_custom_kinds(tmp_path):
-    """Without references.yaml a RayJob would name a ConfigMap that does not exist: the reason for that file."""
+def test_without_the_name_references_a_run_would_wait_for_a_config_map_that_does_not_exist(tmp_path):
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    base = tmp_path / "kubernetes" / "base" / "kustomization.yaml"
+    assert "configurations: [references.yaml]" in base.read_text()
+    base.write_text(base.read_text().replace("configurations: [references.yaml]", ""))
+    docs = render_directory(tmp_path / "kubernetes" / "overlays" / "cpu-smoke")
+    assert "RayJob rondo head: ConfigMap rondo-config is not among the manifests" in problems(docs)
+
+
+def test_without_the_schema_a_patch_would_replace_all_groups_by_its_own(tmp_path):
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    base = tmp_path / "kubernetes" / "base" / "kustomization.yaml"
+    base.write_text(base.read_text().replace("openapi: {path: schema.json}", ""))
+    docs = render_directory(tmp_path / "kubernetes" / "overlays" / "multi-node")
+    assert problems(docs) != []
+
+
+def test_the_names_of_generated_config_maps_reach_into_the_custom_kinds():
     for name in OVERLAYS:
         docs = render(name)
         generated = find(docs, "ConfigMap", "rondo-config")["metadata"]["name"]
