@@ -11,9 +11,15 @@ from configs.schema import Deadlines, Recovery, Resources
 from configs.section import Section
 
 
-class Rejudge(Section):
+class JudgeSection(Section):
+    """A configuration of which only the judge is of interest."""
+
     judge: Judge
-    """The judge whose opinion is wanted now."""
+
+
+class Rejudge(JudgeSection):
+    """A judge whose opinion is wanted now, and what it takes of the cluster."""
+
     resources: Resources = Resources()
     """``resources.judge``: its actors."""
     deadlines: Deadlines = Deadlines()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.requests import SamplePlan
+from configs.judges import is_independent
 from configs.runs import RunConfig
 from pipelines.ledger import Ledger
 from pipelines.scoring import score_examples
@@ -33,7 +34,7 @@ class Answers:
 
 
 class HeldOut:
-    """Samples, judges and compares answers to held-out prompts. ``judges[0]`` is the one that is trained on."""
+    """Samples, judges and compares answers to held-out prompts. ``judges[0]`` is the one trained on, if any is."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class HeldOut:
             raise RuntimeError("HeldOut.evaluate needs HeldOut.baseline first")
         before, after = self._before, await self._judge(await self._answer(step))
         difference = np.array(after.lengths, float) - np.array(before.lengths, float)
-        judged = []
+        judged: list[Judged] = []
         for judge, old, new in zip(self._judges, before.scores, after.scores, strict=True):
             known = [i for i in range(len(old)) if np.isfinite(old[i]) and np.isfinite(new[i])]
             olds, news = [old[i] for i in known], [new[i] for i in known]
@@ -84,6 +85,7 @@ class HeldOut:
                     ),
                     score_before=float(np.mean(olds)),
                     score_after=float(np.mean(news)),
+                    trained_on=not judged and is_independent(self._config.judge),
                 )
             )
         return EvalReport(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from configs.judges import Judge, is_independent
+from configs.judges import is_independent
+from configs.judging import JudgeSection
 from configs.loading import ConfigError, configure, load_config, validate
 from configs.runs import RunConfig
-from configs.section import Section
 from pipelines.record import RECORD, RunRecord, read_record
 
 _FILE = re.compile(r"(?P<name>.+) \((?P<hash>[0-9a-f]{12}|absent)\)")
@@ -63,10 +63,6 @@ def _candidates(name: str, places: Sequence[Path]) -> Iterator[Path]:
         yield place / name
 
 
-class _Judged(Section):
-    judge: Judge
-
-
 SECTIONS = ("run", "model", "prompts", "sampling", "judge", "evaluation", "batching")
 """What playing a run's versions needs of its configuration."""
 
@@ -84,6 +80,10 @@ def arena_config(targets: Sequence[Path], config: str | None, overrides: Sequenc
     raw = recorded_sections(record, SECTIONS, overrides, (here, run_dir))
     raw["run"] = {**raw.get("run", {}), "root": str(run_dir.resolve().parent)}
     second = raw.get("evaluation", {}).pop("judge", None)
-    if second is not None and "judge" in raw and not is_independent(validate(_Judged, {"judge": raw["judge"]}).judge):
+    if (
+        second is not None
+        and "judge" in raw
+        and not is_independent(validate(JudgeSection, {"judge": raw["judge"]}).judge)
+    ):
         raw["judge"] = second
     return configure(RunConfig, raw, overrides, here)

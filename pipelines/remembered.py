@@ -18,8 +18,8 @@ from pydantic import TypeAdapter
 from actors.judges.identity import model_identity
 from actors.judges.protocol import Arbiter, Rater, Ruling
 from configs.judges import ImplicitJudge, Judge, LlmJudge, RewardModelJudge, RuleJudge, singles
+from configs.judging import JudgeSection
 from configs.loading import scientific
-from configs.section import Section
 from pipelines.ledger import Journal
 from preference.panel import Opinion
 from preference.types import (
@@ -163,16 +163,12 @@ def question_key(prompt: Prompt, responses: Sequence[Response]) -> str:
     return content_id(prompt.id, turns, prompt.meta, [[r.id, r.token_ids, r.text] for r in responses])
 
 
-class _Judged(Section):
-    judge: Judge
-
-
 def judge_identity(judge: Judge, initial_model: str) -> str:
     """Hash of whatever the judge's opinions follow from: its configuration, files, models, a rule's source.
 
     ``initial_model`` is the directory that ``judge.model: initial`` means.
     """
-    parts: list[Any] = [scientific(_Judged(judge=judge))]
+    parts: list[Any] = [scientific(JudgeSection(judge=judge))]
     for _, single in singles("judge", judge):
         if isinstance(single, RuleJudge):
             parts.append(_source(single.rule))

@@ -63,12 +63,14 @@ def over_optimisation(report: EvalReport, repeated: tuple[float, float] | None =
     """
     first, *others = report.judges
     w, kl = first.win_rate, at_kl(report)
-    ours = f"{first.judge}, the judge trained on,"
+    ours = f"{first.judge}, {'the judge trained on' if first.trained_on else 'whom no pair comes from'},"
     theirs = f"{others[0].judge} ({others[0].win_rate.rate:.2f})" if others else ""
     if w.high < 0.5:
         said = f"Worse: {ours} prefers the initial policy ({w.rate:.2f}) {kl}."
     elif w.low <= 0.5:
         said = f"No gain is shown: the interval of {ours} includes 0.5 ({w.rate:.2f}) {kl}."
+    elif not others and not first.trained_on:
+        said = f"A gain by an independent judge: {ours} prefers the new answers ({w.rate:.2f}) {kl}."
     elif not others:
         said = f"Only {ours} was asked: its win rate of {w.rate:.2f} {kl} cannot be told from over-optimisation of it; "
         said += "evaluation.judge adds an independent judge."

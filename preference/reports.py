@@ -156,6 +156,7 @@ class Judged:
     length_controlled: float  # win rate at equal length (logistic regression on the length difference)
     score_before: float
     score_after: float
+    trained_on: bool = True  # of the first judge: whether the pairs come from it, or from people or the policy itself
 
 
 @dataclass(frozen=True, slots=True)

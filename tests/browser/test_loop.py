@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from playwright.sync_api import expect
@@ -14,6 +15,12 @@ from tests.integration.test_judging import links
 from tests.tiny import tiny_model
 
 STEPS, PROMPTS = 2, 3
+
+# What the page makes of texts: Markdown, and signs that would be invisible spelt out.
+SHOWN = """async (texts) => {
+  const { response } = await import('/item.js');
+  return texts.map((text) => response(text, 'left').querySelector('.text').textContent);
+}"""
 
 
 def test_a_loop_waits_for_a_browser_and_trains_on_what_is_said_there(desk, tmp_path):
@@ -35,7 +42,7 @@ def test_a_loop_waits_for_a_browser_and_trains_on_what_is_said_there(desk, tmp_p
         for number in range(STEPS * PROMPTS):
             # Between steps the page says that there is nothing yet; the next step's items come by themselves.
             expect(page.locator("#answers [data-action=left]")).to_be_enabled(timeout=240_000)
-            said.append(page.locator("#response-left .text").inner_text())
+            said.append(page.locator("#response-left .text").text_content() or "")
             if number % 2:
                 page.click("#answers [data-action=left]")
             else:
@@ -55,4 +62,5 @@ def test_a_loop_waits_for_a_browser_and_trains_on_what_is_said_there(desk, tmp_p
         (verdict,) = record["judgements"]
         assert verdict["judge"]["name"] == "human"
         chosen.append(texts[verdict["first_id" if verdict["outcome"] == "first" else "second_id"]])
-    assert len(chosen) == len(said) == STEPS * PROMPTS
+    assert len(said) == STEPS * PROMPTS
+    assert Counter(page.evaluate(SHOWN, chosen)) == Counter(said)  # each time the answer on the left, and no other

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,7 @@ def test_the_end_report_has_it_all() -> None:
         ([judged("a", 20, 100)], "Worse"),
         ([judged("a", 60, 60)], "No gain is shown"),
         ([judged("a", 110, 10)], "cannot be told from over-optimisation"),
+        ([replace(judged("a", 110, 10), trained_on=False)], "A gain by an independent judge: a, whom no pair comes"),
         ([judged("a", 110, 10), judged("b", 20, 100)], "Over-optimised"),
         ([judged("a", 110, 10), judged("b", 60, 60)], "does not confirm"),
         ([judged("a", 119, 1), judged("b", 80, 40)], "part of it may be that judge's alone"),
