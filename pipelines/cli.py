@@ -79,6 +79,29 @@ def sft(config: str, overrides: tuple[str, ...], resume: str) -> None:
     _from_files(SftConfig, config, overrides, resume)
 
 
+@main.command()
+@click.argument("run", metavar="RUN")
+@OVERRIDES
+@click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
+def resume(run: str, overrides: tuple[str, ...], root: str) -> None:
+    """Go on with RUN, of whatever kind, as it was configured: it was stopped or killed, or is to have more steps."""
+    from pipelines.offline import run_offline
+    from pipelines.online import run_online
+    from pipelines.progress import Progress
+    from pipelines.record import CONFIGURATION
+
+    directory = _run_dir(run, root).resolve()
+    file = str(directory / CONFIGURATION)
+    # It may have been moved since: it goes on where it is.
+    here = (f"run.root={directory.parent}", f"run.name={directory.name}")
+    loaded = _load(_kind(file), file, (*here, *overrides))
+    with Progress() as progress:
+        if isinstance(loaded, RunConfig):
+            _execute(run_online(loaded, "must", progress))
+        elif isinstance(loaded, OfflineConfig):
+            _execute(run_offline(loaded, "must", progress))
+
+
 def _from_files(kind: type[OfflineConfig], config: str, overrides: tuple[str, ...], resume: str) -> None:
     from pipelines.offline import run_offline
     from pipelines.progress import Progress
@@ -241,7 +264,7 @@ def _execute(work: Coroutine[Any, Any, object]) -> None:
     try:
         asyncio.run(cancellable())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo("stopped; what was finished is kept, --resume=auto goes on from there", err=True)
+        click.echo("stopped; what was finished is kept, `rondo resume RUN` goes on from there", err=True)
         sys.exit(130)
     except Exception as error:
         _stop(error)

@@ -1,4 +1,4 @@
-"""``run.json``: what a run is, so that a later attempt can tell whether it may go on with it."""
+"""``run.json`` and ``config.yaml``: what a run is and how it is configured, for a later attempt to go on with it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from actors.files import replace_file
+from configs.runs import TrainingConfig
 from pipelines.journal import LedgerError, saving
 from pipelines.migrate import SCHEMA, known_schema
 
 RECORD = "run.json"
+CONFIGURATION = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +82,10 @@ def write_record(run_dir: Path, record: RunRecord) -> None:
     """Replace ``run.json`` durably. Raises LedgerError where the disk refuses; the old one is then still there."""
     with saving(RECORD, run_dir):
         replace_file(run_dir / RECORD, json.dumps(asdict(record), indent=1).encode())
+
+
+def write_configuration(run_dir: Path, config: TrainingConfig) -> None:
+    """Write the whole configuration, defaults and paths resolved, as a file that ``load_config`` reads."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with saving(CONFIGURATION, run_dir):
+        replace_file(run_dir / CONFIGURATION, text.encode())

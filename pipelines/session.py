@@ -35,6 +35,7 @@ from pipelines.loop import Loop, Stages
 from pipelines.metrics import Metrics
 from pipelines.nodes import nodes_arrived
 from pipelines.progress import Progress
+from pipelines.record import write_configuration
 from pipelines.restore import restore_run
 from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
@@ -240,6 +241,7 @@ async def run_session(
         progress.message(f"{run_dir} has been finished (step {record.finished}); its model is {run_dir / 'model'}")
         return None
     ledger = Ledger(run_dir, record.attempts, config.deadlines.lease_s, progress.message)
+    write_configuration(run_dir, config)
     process = f"process {os.getpid()} on {socket.gethostname()}"
     ledger.record(AttemptBegan(record.attempts, process, time.time()))
     quiet_driver(run_dir / "logs" / "driver.log")
@@ -316,8 +318,6 @@ def join_cluster(config: TrainingConfig, *, training: bool = True) -> None:
     """``connect``, and raise StageFailed where what is there cannot hold the run."""
     import ray
 
-    if ray.is_initialized():
-        return
     connect()
     missing = cluster_shortfalls(config, ray.cluster_resources(), training=training)
     if missing:
