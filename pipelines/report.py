@@ -16,11 +16,8 @@ from pipelines.record import RunRecord
 from pipelines.tracking.events import EVENTS, Evaluated, read_events
 from pipelines.tracking.history import Attempt, Record
 from pipelines.wording import at_kl, duration, judge_row, over_optimisation, plain
-from preference.reports import EvalReport, Judged
+from preference.reports import EvalReport
 from preference.types import Version
-from preference.winrate import WinRate, outcomes
-
-_SUFFIXES = ("", "_second")
 
 
 def report(run_dir: Path, out: Path | None = None) -> Path:
@@ -60,23 +57,10 @@ def render(run_dir: Path) -> str:
 def evaluation_of(event: Evaluated) -> EvalReport:
     """The evaluation as it was reported, without its examples."""
     m = event.metrics
-    judged = []
-    for number, (name, suffix) in enumerate(zip(event.judges, _SUFFIXES, strict=False)):
-        if f"eval/win_rate{suffix}" not in m:
-            continue
-        both = [(p.after[number], p.before[number]) for p in event.prompts]
-        both = [two for two in both if all(map(math.isfinite, two))]
-        won = outcomes([a for a, _ in both], [b for _, b in both]).tolist() if both else []
-        rate = WinRate(
-            won.count(1.0), won.count(0.5), won.count(0.0), m[f"eval/win_rate{suffix}"],
-            m[f"eval/win_rate_low{suffix}"], m[f"eval/win_rate_high{suffix}"],
-        )  # fmt: skip
-        scores = (m.get(f"eval/score_{when}{suffix}", math.nan) for when in ("before", "after"))
-        judged.append(Judged(name, rate, m.get(f"eval/win_rate_length_controlled{suffix}", math.nan), *scores))
     return EvalReport(
         step=event.step,
         version=Version.parse(event.version),
-        judges=tuple(judged),
+        judges=event.judges,
         length_before=m.get("eval/length_before", math.nan),
         length_after=m.get("eval/length_after", math.nan),
         kl=m.get("eval/kl", math.nan),
