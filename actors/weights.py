@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
+from actors.files import checksum
 from preference.types import Version
 
 if TYPE_CHECKING:
@@ -68,12 +67,12 @@ class WeightFiles:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         from safetensors.torch import load_file
 
-        for name, checksum in self.buckets.items():
+        for name, expected in self.buckets.items():
             try:
-                found, _ = _checksum(self.directory / name)
-            except (OSError, ValueError) as error:  # gone, or empty
+                found, _ = checksum(self.directory / name)
+            except OSError as error:
                 raise WeightsError(f"{self.directory / name} of weights {self.version}: {error}") from None
-            if found != checksum:
+            if found != expected:
                 raise WeightsError(f"{self.directory / name}: checksum mismatch in weights {self.version}")
             yield from load_file(self.directory / name).items()
 
@@ -96,7 +95,7 @@ class WeightWriter:
 
         name = f"bucket-{len(self._buckets):05d}.safetensors"
         save_file(dict(tensors), self.directory / name)  # straight from the tensors: half the time of save + write
-        self._buckets[name], size = _checksum(self.directory / name)
+        self._buckets[name], size = checksum(self.directory / name)
         self._bytes += size
 
     def finish(self) -> WeightFiles:
@@ -105,12 +104,6 @@ class WeightWriter:
         partial.write_text(json.dumps(manifest))
         os.replace(partial, self.directory / MANIFEST)
         return WeightFiles.open(self.directory)
-
-
-def _checksum(path: Path) -> tuple[int, int]:
-    """CRC-32 of a file and its size in bytes."""
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return zlib.crc32(data), len(data)
 
 
 def version_directory(root: Path, version: Version) -> Path:
@@ -152,7 +145,7 @@ def link_version(files: Sequence[Path], target: Path, version: Version) -> Weigh
     found = {}
     for file in files:
         (target / file.name).symlink_to(file.resolve())
-        found[file.name] = _checksum(file)
+        found[file.name] = checksum(file)
     return _mark(target, version, {n: crc for n, (crc, _) in found.items()}, sum(size for _, size in found.values()))
 
 
