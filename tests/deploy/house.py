@@ -89,13 +89,13 @@ def _references(docs: list[Doc]) -> Iterator[str]:
             if claim and ("PersistentVolumeClaim", claim) not in there:
                 yield f"{where}: PersistentVolumeClaim {claim} is not among the manifests"
         for container in pod["spec"]["containers"]:
-            name, _, tag = container["image"].partition(":")
+            name, _, tag = container.get("image", "").partition(":")
             if not tag or tag == "latest":
-                yield f"{where}: image {container['image']} is not pinned"
+                yield f"{where}: image {container.get('image')} is not pinned"
             if name == "rondo" and tag not in (f"{PROJECT['version']}-cpu", f"{PROJECT['version']}-gpu"):
-                yield f"{where}: image {container['image']}, but this is version {PROJECT['version']}"
+                yield f"{where}: image {name}:{tag}, but this is version {PROJECT['version']}"
             if "nvidia.com/gpu" in str(container.get("resources")) and not tag.endswith("-gpu"):
-                yield f"{where}: a GPU, but image {container['image']}"
+                yield f"{where}: a GPU, but image {name}:{tag}"
 
 
 def _selected(docs: list[Doc], selector: Doc) -> list[tuple[str, Doc]]:
