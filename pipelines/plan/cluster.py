@@ -168,7 +168,7 @@ class Reliability(Section):
 
 
 class Cluster(Section):
-    pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
+    pools: tuple[Pool, ...]
     storage_gb_s: PositiveFloat = 2.0
     """Of the shared file system, all nodes together."""
     host_copy_gb_s: PositiveFloat = 10.0

@@ -75,7 +75,9 @@ def make(config: RunConfig, cluster: Cluster, staleness: int | None = None, step
 
     planner = Planner(read_architecture(config.model.path), config, cluster, workload(config, cluster))
     groups = groups_of(config, planner.work)
+    other = Planner(planner.arch, config, cluster.model_copy(update={"transport": "broadcast"}), planner.work)
     recommended = best_layout(planner, staleness)
+    broadcast = best_layout(other, staleness)
     return Report(
         name=config.run.name,
         planner=planner,
@@ -83,5 +85,6 @@ def make(config: RunConfig, cluster: Cluster, staleness: int | None = None, step
         shortfalls=tuple(planner.shortfalls(groups)) if groups else (),
         recommended=recommended,
         by_staleness=tuple(planner.layout(recommended.groups, k) for k in _SHOWN),
+        broadcast=broadcast if broadcast.period < 0.95 * recommended.period else None,
         simulated=Simulation(pipeline(planner, recommended, steps)).run() if steps else None,
     )

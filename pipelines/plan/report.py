@@ -27,6 +27,8 @@ class Report:
     by_staleness: tuple[Layout, ...]
     """The recommended groups with other bounds of staleness."""
     simulated: Simulated | None
+    broadcast: Layout | None = None
+    """The best layout if weights were broadcast; None where that is no faster, or is what is planned with."""
 
 
 def overrides(layout: Layout) -> list[str]:
@@ -44,6 +46,21 @@ def overrides(layout: Layout) -> list[str]:
     found.append(f"resources.judge.actors={g.judges}")
     if g.judge_gpus:
         found.append(f"resources.judge.gpus={g.judge_gpus}")
+    return found
+
+
+def notes(report: Report) -> list[str]:
+    """What the recommended layout leaves unused, and what would help."""
+    layout, cluster = report.recommended, report.planner.cluster
+    found = []
+    used = sum(row.gpus for row in layout.rows)
+    if used < cluster.size:
+        found.append(f"{cluster.size - used} of {cluster.size} GPUs would only make it slower, or no faster")
+    if report.broadcast is not None:
+        found.append(
+            f"weights by {layout.path.transport} take {layout.path.seconds:.3g} s of a step; a broadcast between GPUs "
+            f"(transport: broadcast in the cluster file shows it) would make it {report.broadcast.period:.3g} s a step"
+        )
     return found
 
 
@@ -69,6 +86,8 @@ def show(report: Report, console: Console) -> None:
         for line in report.shortfalls:
             console.print(f"does not fit: {line}", style="bold red")
     _layout(report.recommended, "recommended", console)
+    for note in notes(report):
+        console.print(f"note: {note}")
     _staleness(report.by_staleness, console)
     console.print("rondo run ... " + " ".join(overrides(report.recommended)))
     if report.simulated is not None:
@@ -148,6 +167,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {"max_staleness": x.staleness, "seconds_per_step": x.period, "pairs_per_s": x.pairs_per_s}
             for x in report.by_staleness
         ],
+        "notes": notes(report),
         "simulated": None if report.simulated is None else asdict(report.simulated),
     }
 

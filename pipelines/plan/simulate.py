@@ -16,6 +16,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from preference.admission import Admission, Stage
 from preference.types import Fate
 from preference.waiting import WaitClock
 
-Action = Callable[[], None]
+Action = Callable[..., None]
 
 
 class Simulation:
@@ -40,13 +41,14 @@ class Simulation:
         self._driver = Servers(1, p.driver_s)
         self._judges = Servers(p.judges, p.judge_s)
         self._references = Servers(p.references, p.reference_s)
-        self._events: list[tuple[float, int, Action]] = []
+        self._events: list[tuple[float, int, Action, tuple[Any, ...]]] = []
         self._number = self._popped = 0
         self._now = 0.0
         self._next_engine = 0
         self._engine_of: dict[int, int] = {}  # tickets that are being sampled
         self._changed: set[int] = set()  # engines whose next end has to be found anew
-        self._training = self._publishing = False
+        self._training = False
+        self._held_until, self._held_by = 0.0, ""  # the trainer takes no step before that, and why
         self._train_run = 0  # of the step under way: a failure voids its end
         self._step = 0
         self._tied: set[int] = set()
@@ -67,18 +69,18 @@ class Simulation:
         self._reschedule()
         self._note()
         while len(self._trained_at) < steps:
-            self._now, _, action = heapq.heappop(self._events)
+            self._now, _, action, given = heapq.heappop(self._events)
             self._popped += 1
-            action()
+            action(*given)
             if self._changed:
                 self._reschedule()
         return self._result()
 
     # -- events ----------------------------------------------------------------------------------------------------
 
-    def _at(self, when: float, action: Action) -> None:
+    def _at(self, when: float, action: Action, *given: Any) -> None:
         self._number += 1
-        heapq.heappush(self._events, (when, self._number, action))
+        heapq.heappush(self._events, (when, self._number, action, given))
 
     def _fill(self) -> None:
         for ticket in self._admission.admit_all():
@@ -112,7 +114,7 @@ class Simulation:
             engine.generation += 1
             when = engine.next_end(self._now, self._p.token_s)
             if when is not None:
-                self._at(when, lambda n=number, g=engine.generation: self._sampled(n, g))  # type: ignore[misc]
+                self._at(when, self._sampled, number, engine.generation)
         self._changed.clear()
 
     def _sampled(self, number: int, generation: int) -> None:
@@ -125,7 +127,7 @@ class Simulation:
             self._admission.entered(ticket, Stage.JUDGE)
             done = self._judges.serve(self._driver.serve(self._now))
             if done > self._now:
-                self._at(done, lambda t=ticket: self._judged(t))  # type: ignore[misc]
+                self._at(done, self._judged, ticket)
             else:
                 self._judged(ticket)
         self._begin_queued(number, engine)
@@ -136,7 +138,7 @@ class Simulation:
             self._finished(ticket)
         elif self._p.reference_s:
             self._admission.entered(ticket, Stage.REFERENCE)
-            self._at(self._references.serve(self._now), lambda: self._finished(ticket))
+            self._at(self._references.serve(self._now), self._finished, ticket)
         else:
             self._finished(ticket)
 
@@ -148,7 +150,7 @@ class Simulation:
     # -- training and publication ------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        if self._training or self._publishing:
+        if self._training or self._now < self._held_until:
             return
         batch = self._admission.take()
         if batch is None:
@@ -168,8 +170,8 @@ class Simulation:
         self._since_note = 0
         if self._training:
             waits_for: str | None = None
-        elif self._publishing:
-            waits_for = "weights"
+        elif self._now < self._held_until:
+            waits_for = self._held_by
         else:
             waits_for = self._admission.trainer_waits_for()
         self._clock.note(self._now, waits_for)
@@ -179,26 +181,26 @@ class Simulation:
         if self._p.train_spread:
             seconds *= float(self._random.lognormal(-(self._p.train_spread**2) / 2, self._p.train_spread))
         self._train_run += 1
-        run = self._train_run
-        self._at(self._now + delay + seconds, lambda: self._trained(run, seconds))
+        self._at(self._now + delay + seconds, self._trained, self._train_run, seconds)
 
     def _trained(self, run: int, seconds: float) -> None:
         if run != self._train_run:
             return
         self._train_busy += seconds
-        self._at(self._now + self._p.path.gather_s, lambda: self._publish(self._step))
+        self._at(self._now + self._p.path.gather_s, self._publish, self._step)
 
     def _publish(self, step: int) -> None:
         path = self._p.path
         self._trained_at.append(self._now)
         self._training = False
-        self._publishing = not self._p.load_beside_training
+        if not self._p.load_beside_training:
+            self._hold(path.seconds - path.gather_s, "weights")
         self._note()
         per_node = math.ceil(len(self._engines) / path.nodes)
-        for level, (first, last) in enumerate(_levels(path.nodes, path.depth)):
+        for level, (first, last) in enumerate(path.levels()):
             arrives = self._now + path.transfer_s + level * path.hop_s
-            self._at(arrives, lambda a=first * per_node, b=last * per_node: self._load(a, b))  # type: ignore[misc]
-        self._at(self._now + path.seconds - path.gather_s, lambda: self._serve(step))
+            self._at(arrives, self._load, first * per_node, last * per_node)
+        self._at(self._now + path.seconds - path.gather_s, self._serve, step)
         self._train()
 
     def _load(self, first: int, last: int) -> None:
@@ -208,7 +210,6 @@ class Simulation:
 
     def _serve(self, step: int) -> None:
         self._admission.now_served(step)
-        self._publishing = False
         self._fill()
         self._note()
         self._train()
@@ -233,11 +234,11 @@ class Simulation:
             (p.trainer_mtbf_s, self._trainer_fails),
         ):
             if math.isfinite(mean):
-                self._at(self._now + float(self._random.exponential(mean)), lambda m=mean, f=failure: self._fail(m, f))  # type: ignore[misc]
+                self._at(float(self._random.exponential(mean)), self._fail, mean, failure)
 
     def _fail(self, mean: float, failure: Action) -> None:
         failure()
-        self._at(self._now + float(self._random.exponential(mean)), lambda: self._fail(mean, failure))
+        self._at(self._now + float(self._random.exponential(mean)), self._fail, mean, failure)
 
     def _engine_fails(self) -> None:
         """Its prompts are sampled again elsewhere, with the weights served now."""
@@ -257,8 +258,18 @@ class Simulation:
         """The group restarts from the newest checkpoint and trains again, from the ledger, what came after it."""
         self._failures["trainer"] += 1
         replayed = (self._step - 1) % self._p.checkpoint_steps if self._step else 0
+        again = self._p.restart_s + replayed * self._p.train_s
         if self._training:
-            self._run_step(self._p.restart_s + replayed * self._p.train_s)
+            self._run_step(again)
+        else:
+            self._hold(again, "restart")
+            self._note()
+            self._at(self._held_until, self._train)
+
+    def _hold(self, seconds: float, by: str) -> None:
+        """The trainer takes no step for so long."""
+        if self._now + seconds > self._held_until:
+            self._held_until, self._held_by = self._now + seconds, by
 
     # -- result ------------------------------------------------------------------------------------------------------
 
@@ -298,10 +309,3 @@ def _steady(steps: int, rounds: int) -> tuple[int, int]:
     last = max(1, steps - 1 - rounds)
     first = min(max(2 * rounds, steps // 5), last - 1)
     return first + (last - first) % rounds if last - first > rounds else first, last
-
-
-def _levels(nodes: int, depth: int) -> list[tuple[int, int]]:
-    """First and one past the last node of every level of a binary tree whose root is the trainer's node."""
-    if not depth:
-        return [(0, nodes)]
-    return [(2**level - 2, min(2 ** (level + 1) - 2, nodes)) for level in range(1, depth + 1)]

@@ -44,7 +44,7 @@ class Stage:
     seconds: float
     """Of a step's work, the group working on nothing else and never waiting."""
     latency: float
-    """Of one prompt through it (the trainer: of its batch)."""
+    """Of one prompt through it (sampler: of a batch's slowest one; trainer: of the batch)."""
     limit: str
     """What bounds it."""
 
@@ -102,7 +102,8 @@ class Rooflines:
             return Stage(seconds, seconds, "longest responses")
         a = max(1.0, min(share * ahead, self.slots(gpus)))
         seconds = share * work.lengths.cut_mean * decode(a) / a + prefill
-        longest = _longest(work) * decode(a) + prefill
+        # No prompt is dropped: the slowest of a batch has to be there within max_staleness + 1 steps.
+        longest = _longest(work, work.responses) * decode(a) + prefill
         bound = decode.weights_s + decode.cache_s * a
         limit = "memory bandwidth" if bound > decode.compute_s * a else "FLOP/s"
         if decode.overhead_s > max(bound, decode.compute_s * a):
@@ -203,9 +204,8 @@ def drain_seconds(work: Workload, decode: Decode, most: float, share: float) -> 
     return seconds + queued * work.lengths.cut_mean * decode(most) / most
 
 
-def _longest(work: Workload, of: float | None = None) -> float:
-    """Tokens of the longest of so many responses (one prompt's): the length that one of them is expected to exceed."""
-    number = work.candidates if of is None else of
+def _longest(work: Workload, number: float) -> float:
+    """Tokens of the longest of so many responses: the length that half a response is expected to exceed."""
     low, high = 0.0, float(work.lengths.cap)
     for _ in range(40):
         middle = (low + high) / 2

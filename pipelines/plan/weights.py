@@ -40,6 +40,12 @@ class WeightPath:
         """Levels of the binary tree below the trainer's node: 2 nodes, 4, 8 ..."""
         return math.ceil(math.log2(self.nodes + 2)) - 1 if self.transport == "broadcast" else 0
 
+    def levels(self) -> list[tuple[int, int]]:
+        """First and one past the last sampler node of every level, nearest first."""
+        if not self.depth:
+            return [(0, self.nodes)]
+        return [(2**level - 2, min(2 ** (level + 1) - 2, self.nodes)) for level in range(1, self.depth + 1)]
+
     @property
     def seconds(self) -> float:
         """From the end of the optimizer step until every engine serves them."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.plan.engines import Engine, Servers
 from pipelines.plan.scenario import pipeline
 from pipelines.plan.search import best_layout
-from pipelines.plan.simulate import Simulation, _levels
+from pipelines.plan.simulate import Simulation
 from pipelines.plan.times import Decode
 from pipelines.plan.weights import WeightPath
 from pipelines.plan.workload import Lengths
@@ -159,10 +159,10 @@ def test_ties_take_places_and_make_no_pairs():
 
 def test_the_levels_of_a_tree_reach_every_node_once():
     for nodes in (1, 2, 3, 6, 7, 14, 100, 1250):
-        depth = WeightPath("broadcast", 0, 0, 0, nodes, 0).depth
-        reached = [n for first, last in _levels(nodes, depth) for n in range(first, last)]
+        levels = WeightPath("broadcast", 0, 0, 0, nodes, 0).levels()
+        reached = [n for first, last in levels for n in range(first, last)]
         assert reached == list(range(nodes))
-    assert _levels(5, 0) == [(0, 5)]
+    assert WeightPath("filesystem", 0, 0, 0, 5, 0).levels() == [(0, 5)]
 
 
 def test_the_same_seed_gives_the_same_run():
