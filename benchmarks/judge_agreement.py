@@ -84,7 +84,8 @@ def pointwise(judge: LlmJudge, pairs: Sequence[tuple[Match, Outcome]]) -> dict[s
 
 
 def _answers(judge: LlmJudge, asked: Questionnaire, questions: Sequence[Question]) -> list[tuple[float, ...]]:
-    from actors.judges.verdict_engine import Asks, VerdictEngine
+    from actors.judges.asking import Asks
+    from actors.judges.verdict_engine import VerdictEngine
 
     engine = VerdictEngine(judge, judge.model, Asks(asked.labels, asked.rationale, asked.probe), on_gpu=False)
     replies = engine.ask(questions)
