@@ -182,8 +182,9 @@ def differences(runs: Sequence[Compared]) -> list[Difference]:
         event = run.measured.last_evaluation
         if base is None or event is None or base.heldout != event.heldout:
             continue
-        for judge in base.judges:
-            if judge in event.judges:
+        shared = {j.judge for j in event.judges}
+        for judge in (j.judge for j in base.judges):
+            if judge in shared:
                 one, two = _measured(base, judge), _measured(event, judge)
                 ids = sorted(set(one) & set(two))
                 if ids:
@@ -194,7 +195,7 @@ def differences(runs: Sequence[Compared]) -> list[Difference]:
 
 def _measured(event: Evaluated, judge: str) -> Mapping[str, tuple[float, float]]:
     """(won, score) by prompt, where the judge did not fail."""
-    number = event.judges.index(judge)
+    number = [j.judge for j in event.judges].index(judge)
     known = [p for p in event.prompts if math.isfinite(p.before[number]) and math.isfinite(p.after[number])]
     if not known:
         return {}

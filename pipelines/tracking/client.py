@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 Warn = Callable[[str], None]
-_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")  # retrying cannot help
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")  # no use trying
+_TOO_MUCH = (400, 411, 413, 414, 422)  # what proxies answer to a request that they will never let through
 
 
 class TrackingError(Exception):
@@ -76,8 +77,17 @@ def parent_run(client: Any, experiment: str, name: str) -> str:
 
 def may_pass(error: Exception) -> bool:
     """Whether another attempt can succeed: not for what MLflow refuses, nor for a bug on this side of it."""
+    if _status(error) in _TOO_MUCH:
+        return False
     code = getattr(error, "error_code", None)
     return isinstance(error, OSError) if code is None else code not in _PERMANENT
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that the error comes from: of an artifact's upload, or named in what MLflow says."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    named = re.search(r"failed with error code (\d{3})\b", str(error))
+    return status if isinstance(status, int) else int(named[1]) if named else None
 
 
 def public(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.journal import Journal, decode_line
+from preference import reports
 from preference.reports import PromptScores, StageTime
 from preference.types import Judgement, Message, content_id
 
@@ -104,7 +105,7 @@ class Evaluated:
     at_ms: int
     version: str
     metrics: dict[str, float]
-    judges: tuple[str, ...]
+    judges: tuple[reports.Judged, ...]
     heldout: str
     """Hash of the prompts' ids: evaluations with the same one can be compared prompt by prompt."""
     prompts: tuple[PromptScores, ...]

@@ -59,7 +59,7 @@ def model_tags(config: TrainingConfig, record: Record, pairs: DataFile | None) -
         tags |= {"rondo.pairs.journal": pairs.path, "rondo.pairs.digest": pairs.digest, "rondo.pairs": str(pairs.rows)}
     if (evaluation := record.last_evaluation) is not None and "eval/win_rate" in evaluation.metrics:
         tags[WIN_RATE] = f"{evaluation.metrics['eval/win_rate']:.6f}"
-        tags[HELDOUT] = content_id(evaluation.heldout, evaluation.judges[:1])
+        tags[HELDOUT] = content_id(evaluation.heldout, evaluation.judges[0].judge)
     return tags
 
 

@@ -82,7 +82,8 @@ class Senders:
 
     def _evaluated(self, event: Evaluated) -> None:
         self._metrics(event.metrics, event.step, event.at_ms)
-        self._tags(dict(zip(("judge", "judge_second"), event.judges, strict=False)))
+        names = (j.judge for j in event.judges)
+        self._tags(dict(zip(("judge", "judge_second"), names, strict=False)))
 
     def _inputs(self, event: Read) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipelines.tracking.events import Answer, Judged, clean
@@ -51,7 +52,8 @@ def send_trace(run_id: str, experiment: str, event: Judged) -> None:
             assessments=list(_assessments(name, event)),
         )
     )
-    client.log_spans(experiment, spans)
+    with suppress(NotImplementedError):  # servers before 3.4 keep traces without spans
+        client.log_spans(experiment, spans)
 
 
 def _spans(trace: str, event: Judged, seconds: float) -> Iterator[Any]:

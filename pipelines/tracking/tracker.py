@@ -132,9 +132,8 @@ class Tracker:
         """Held-out metrics, every prompt's scores and a before/after table."""
         ids = sorted(p.prompt_id for p in report.prompts)
         heldout = content_id(scientific(self._config).get("prompts.heldout", ""), ids)
-        metrics, names = self._known(plots.eval_metrics(report)), tuple(j.judge for j in report.judges)
-        version = str(report.version)
-        self._put(Evaluated(report.step, _now(), version, metrics, names, heldout, report.prompts))
+        metrics, version = self._known(plots.eval_metrics(report)), str(report.version)
+        self._put(Evaluated(report.step, _now(), version, metrics, report.judges, heldout, report.prompts))
         self._table(f"samples/eval-{report.step:06d}.json", report.step, report.examples)
 
     def log_heldout(self, step: int, metrics: TrainMetrics) -> None:

@@ -30,7 +30,7 @@ from pipelines.tracking.events import (
     Table,
     Tagged,
 )
-from preference.reports import PromptScores, StageTime
+from preference.reports import Judged, PromptScores, StageTime
 from preference.winrate import outcomes, win_rate
 from tests.unit.test_plots import FULL
 
@@ -66,7 +66,8 @@ def evaluated(step: int, after: list[float], judge: str = "rule", heldout: str =
         "eval/length_before": 40.0, "eval/length_after": 42.0, "eval/kl": 3.0,
     }  # fmt: skip
     prompts = tuple(PromptScores(f"h{i}", (b,), (a,)) for i, (a, b) in enumerate(zip(after, before, strict=True)))
-    return Evaluated(step, 9000, f"0.{step}", metrics, (judge,), heldout, prompts)
+    judged = Judged(judge, rate, 0.5, 0.5, metrics["eval/score_after"])
+    return Evaluated(step, 9000, f"0.{step}", metrics, (judged,), heldout, prompts)
 
 
 def run(directory: Path, *events, steps: int = 3, finished: int = 0, beta: str = "0.1", words: str = "fine") -> Path:

@@ -106,14 +106,14 @@ def test_a_sweep_ends_with_its_frontier_and_goes_on_where_it_stopped(tmp_path: P
     assert done["points"]["eval"] == [[3, 3.0, 0.6]]
     assert done["points"]["probe"] == [[s, 1.5, 0.4] for s in (1, 2, 3)]
     assert (found.directory / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    page = Tags((found.directory / "sweep.html").read_text())
-    assert "Sweep demo-sweep" in page.text
-    assert "objective.beta" in page.text
 
     again = Trainer(tmp_path)
     assert sweep(found, said.append, again) == []
     assert again.asked == ["demo-beta0.3"]  # alone: the others are finished
     assert len(json.loads((found.directory / "sweep.json").read_text())["runs"]) == 2
+    page = Tags((found.directory / "sweep.html").read_text())
+    assert "Sweep demo-sweep" in page.text
+    assert "objective.beta" in page.text
 
 
 def test_ctrl_c_ends_the_sweep_and_keeps_what_there_is(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from pipelines.tracking.history import Record
 from preference.reports import PromptScores, StageTime
 from preference.types import JudgeFailure, JudgeInfo, Message, Outcome, Rating, Verdict, Vote
 from tests.factories import JUDGE
+from tests.unit.test_plots import JUDGED
 
 ALL: tuple[Event, ...] = (
     Began(1, 1000, {"run.steps": "3"}),
@@ -59,7 +60,7 @@ ALL: tuple[Event, ...] = (
         {"human": "HUMAN"},
     ),
     Table("samples/step-000001.json", '{"columns": [], "data": []}'),
-    Evaluated(2, 4000, "0.2", {"eval/kl": 3.0}, ("a",), "heldout", (PromptScores("h", (0.5,), (math.inf,)),)),
+    Evaluated(2, 4000, "0.2", {"eval/kl": 3.0}, (JUDGED,), "heldout", (PromptScores("h", (0.5,), (math.inf,)),)),
     HeldOutLoss(2, 4000, {"heldout/loss": 0.3}),
     Exported("/model", "demo", 2, {"rondo.config_hash": "abc"}),
     Ended(1, 5000, "KILLED"),
