@@ -95,8 +95,18 @@ class PromptSet:
     too_long: tuple[str, ...]
 
     def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
-        """The prompts of 1-based ``step``: consecutive slices of one seeded permutation an epoch."""
-        return [self.prompts[i] for i in epoch_slice(sorted(self.prompts), (step - 1) * size, step * size, seed)]
+        """The prompts of 1-based ``step``: consecutive slices of one seeded permutation an epoch.
+
+        Where one epoch ends and the next begins, a prompt of both gives its second place to the next one in order: a
+        request is told by step and prompt. ``size`` is less where there are fewer prompts.
+        """
+        ids = sorted(self.prompts)
+        start, end = (step - 1) * size, step * size
+        chosen = dict.fromkeys(epoch_slice(ids, start, end, seed))
+        while len(chosen) < min(size, len(ids)):
+            chosen |= dict.fromkeys(epoch_slice(ids, end, end + 1, seed))
+            end += 1
+        return [self.prompts[i] for i in chosen]
 
 
 def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, Any]:
