@@ -31,6 +31,7 @@ def diagnose(config: TrainingConfig, *, training: bool = True) -> list[Check]:
         *installation.packages(),
         installation.engine(),
         *inputs.model(config),
+        *inputs.opponents(config),
         *(inputs.judge(section, rule) for section, rule in inputs.rules(config).items()),
     ]
     address = os.environ.get("RAY_ADDRESS", "")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.judges import RuleJudge, singles
+from configs.opponents import ModelPlayer
 from configs.runs import OfflineConfig, RunConfig, TrainingConfig
 from pipelines.checks import Check, Level
 from pipelines.prepare_model import MODEL_NAME, tensors, weight_files
@@ -27,6 +28,22 @@ def model(config: TrainingConfig) -> list[Check]:
     chat = not (isinstance(config, OfflineConfig) and config.data.template == "none")
     problems = [Check("model", Level.FAIL, f"{directory}: {p}", fix) for p in _model_problems(directory, chat)]
     return problems or [Check("model", Level.OK, f"{directory}, {_count(config)}")]
+
+
+def opponents(config: TrainingConfig) -> list[Check]:
+    """The same of every model that plays against the policy."""
+    checks = []
+    for number, player in enumerate(config.opponents if isinstance(config, RunConfig) else ()):
+        if isinstance(player, ModelPlayer):
+            directory, fix = (
+                Path(player.path),
+                f"set opponents.{number}.path to a complete Hugging Face model directory",
+            )
+            problems = list(_model_problems(directory, chat=True)) if directory.is_dir() else ["not a directory"]
+            checks += [Check(f"opponent {player.name}", Level.FAIL, f"{directory}: {p}", fix) for p in problems]
+            if not problems:
+                checks.append(Check(f"opponent {player.name}", Level.OK, str(directory)))
+    return checks
 
 
 def _model_problems(directory: Path, chat: bool) -> Iterator[str]:

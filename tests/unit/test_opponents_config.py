@@ -7,6 +7,8 @@ import pytest
 from actors.placement import requested
 from configs.loading import ConfigError, load_config
 from configs.runs import RunConfig
+from pipelines.checks import Level
+from pipelines.checks.inputs import opponents
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 REFERENCE = "opponents=[{player: reference}]"
@@ -95,3 +97,18 @@ def test_one_pool_serves_all_earlier_versions_and_each_model_has_its_own():
 def test_a_models_path_is_relative_to_the_file():
     (player,) = load("opponents=[{player: model, name: a, path: other}]").opponents
     assert player.path == str(QUICKSTART.parent / "other")
+
+
+def test_a_model_that_is_not_there_is_refused_before_the_start(tmp_path):
+    absent, broken = tmp_path / "absent", tmp_path / "broken"
+    broken.mkdir()
+    config = load(
+        f"opponents=[{{player: model, name: a, path: {absent}}}, {{player: data}},"
+        f" {{player: model, name: b, path: {broken}}}]"
+    )
+    found = [(check.name, check.level, check.detail, check.fix) for check in opponents(config)]
+    assert found[0][:3] == ("opponent a", Level.FAIL, f"{absent}: not a directory")
+    assert found[0][3].startswith("set opponents.0.path")
+    assert {check[0] for check in found[1:]} == {"opponent b"}
+    assert f"{broken}: config.json is missing" in [check[2] for check in found]
+    assert found[-1][3].startswith("set opponents.2.path")
