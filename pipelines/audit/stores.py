@@ -1,4 +1,4 @@
-"""What lies beside the journals: checkpoints, the exported model, and the steps that reached a local MLflow."""
+"""What lies beside the ledger: checkpoints, the exported model, and what was tracked, up to a local MLflow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pipelines.audit.findings import Findings
 from pipelines.checkpoints import MARK, damage, marked_checkpoints, read_manifest
 from pipelines.events import History
 from pipelines.record import RunRecord
+from pipelines.tracking.events import EVENTS, Stepped, parse
+from pipelines.tracking.outbox import Cursor
+from pipelines.tracking.tracker import CURSOR
 
 EVERY_STEP = "time/iteration"
 """A metric that every step logs, whatever came of it."""
@@ -47,11 +50,16 @@ def check_model(run_dir: Path, record: RunRecord, told: History, found: Findings
 
 
 def check_tracking(run_dir: Path, record: RunRecord, told: History, found: Findings) -> None:
-    """Every logged step is in MLflow once. Only a database of this machine is looked into."""
-    if told.done < record.logged_step:
-        ever = max((i.reached for i in told.incarnations), default=told.done)
-        if ever < record.logged_step:
-            found.breach(str(run_dir / "run.json"), f"step {record.logged_step} was logged, of {ever} ever trained")
+    """Every step that was logged is in the journal of what is tracked, and in MLflow once as soon as it was sent.
+
+    Of MLflow's stores only a database of this machine is looked into.
+    """
+    ever = max((i.reached for i in told.incarnations), default=told.done)
+    if ever < record.logged_step:
+        found.breach(str(run_dir / "run.json"), f"step {record.logged_step} was logged, of {ever} ever trained")
+    due = set(range(1, record.logged_step + 1))
+    if (run_dir / EVENTS).exists():
+        due = _sent(run_dir, record, due, found)
     file = _database(run_dir, told)
     if file is None or not record.mlflow_run:
         found.notes.append("MLflow's store is not on this machine: its steps were not looked at")
@@ -64,13 +72,31 @@ def check_tracking(run_dir: Path, record: RunRecord, told: History, found: Findi
     if logged is None:
         found.breach(str(file), f"has no run {record.mlflow_run}")
         return
-    missing = [s for s in range(1, record.logged_step + 1) if s not in logged]
     twice = sorted(s for s, times in logged.items() if times > 1)
-    if missing:
+    if missing := sorted(due - logged.keys()):
         found.breach(str(file), f"run {record.mlflow_run} lacks {_steps(missing)}, which {run_dir.name} had logged")
     if twice:
         found.breach(str(file), f"run {record.mlflow_run} has {_steps(twice)} more than once")
     found.counted["steps in MLflow"] = len(logged)
+
+
+def _sent(run_dir: Path, record: RunRecord, due: set[int], found: Findings) -> set[int]:
+    """The steps that MLflow has taken; what waits to be sent is no breach."""
+    path, at = run_dir / EVENTS, 0
+    through = Cursor.read(run_dir / CURSOR, record.mlflow_run).offsets.get("metrics", 0)
+    sent, waiting = set[int](), set[int]()
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        at += len(line)
+        event = parse(line)
+        if event is None and line.endswith(b"\n"):
+            found.breach(f"{path}:{number}", "damaged record, or one of another version")
+        if isinstance(event, Stepped):
+            (sent if at <= through else waiting).add(event.step)
+    if missing := sorted(due - sent - waiting):
+        found.breach(str(path), f"lacks {_steps(missing)} of the {record.logged_step} that were logged")
+    if waiting:
+        found.notes.append(f"{_steps(sorted(waiting))} wait to be sent to MLflow (rondo sync)")
+    return sent
 
 
 def _steps(steps: list[int]) -> str:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.journal import encode_line
+from pipelines.tracking.events import EventLog, Stepped
+from pipelines.tracking.outbox import Cursor
+from pipelines.tracking.tracker import CURSOR
 from pipelines.verify import audit, verify
 from tests.unit.audited import STEPS, Records, audited_run, edit_record, rewrite
 
@@ -186,3 +189,26 @@ def test_stale_items_were_dropped_on_purpose(run):
 
     rewrite(run, "steps", drop)
     assert audit(run).breaches == []
+
+
+def test_steps_that_wait_to_be_sent_are_no_gap_in_mlflow(run):
+    log = EventLog(run)
+    for step in (1, 2, 3):
+        if step == 3:
+            sent = log.path.stat().st_size
+        log.append(Stepped(step, 0, f"0.{step}", {}, (), {}, {}))
+    log.close()
+    Cursor("run-1", {"metrics": sent}).write(run / CURSOR)
+    edit_record(run, logged_step=3)
+    mlflow("DELETE FROM metrics WHERE step = 3")(run)
+    found = audit(run)
+    assert found.breaches == []
+    assert "step 3 wait to be sent to MLflow (rondo sync)" in found.notes
+    mlflow("DELETE FROM metrics WHERE step = 1")(run)
+    assert [b.message for b in audit(run).breaches] == ["run run-1 lacks step 1, which run had logged"]
+    whole = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(whole[0] + whole[2].replace(b"stepped", b"stopped"))
+    assert [str(b) for b in audit(run).breaches][:2] == [
+        f"{log.path}:2: damaged record, or one of another version",
+        f"{log.path}: lacks steps 2, 3 of the 3 that were logged",
+    ]
