@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from preference.reports import EvalReport, Judged, StepReport, TrainMetrics
+from preference.reports import EvalReport, Judged, OpponentMetrics, StepReport, TrainMetrics
 from preference.types import Fate
 
 SHORT = {"reference": "ref"}  # names of stages where room is scarce
@@ -20,7 +20,8 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
     parts.append((3 if train else 0, f"({', '.join(unused)})" if unused else ""))
     if sample:
         parts.append((0, f"{sample.judge.failed} judge failures" if sample.judge.failed else ""))
-        parts.append((0, f"reward {sample.score:+.2f}"))
+        parts.append((0, "" if math.isnan(sample.score) else f"reward {sample.score:+.2f}"))
+        parts.append((2, against(sample.opponents)))
     if probe:
         parts += [(1, f"held-out {probe.score:+.2f}"), (1, "" if math.isnan(probe.kl) else f"KL {probe.kl:.1f}")]
     if train:
@@ -43,6 +44,13 @@ def step_line(report: StepReport, total_steps: int, width: int | None = None) ->
         if width is None or len(line) <= width:
             break
     return line
+
+
+def against(opponents: OpponentMetrics | None) -> str:
+    """How often the policy won against each player; nothing without any."""
+    faced = opponents.faced if opponents is not None else ()
+    rates = [f"{f.player} {f.win_rate:.2f}" for f in faced if f.games and "/" not in f.player]
+    return f"wins against {', '.join(rates)}" if rates else ""
 
 
 def _counted(train: TrainMetrics) -> str:

@@ -15,6 +15,7 @@ from pipelines import plots
 from pipelines.guests import Unusable
 from pipelines.merging import merged
 from pipelines.opponents import Guest, Opponents, in_turn
+from pipelines.wording import step_line
 from preference.reports import Faced, OpponentMetrics
 from preference.types import Version, Written
 from tests.unit.season import PROMPTS, Engine, Notes, Season, config, steps_of
@@ -153,3 +154,5 @@ def test_the_figures_have_names_that_are_known():
         "opponents/league/0.4/games": 2, "opponents/guest/games": 0, "opponents/loads": 3, "opponents/unusable": 1,
     }  # fmt: skip
     assert all(plots.is_known(name) for name in found)
+    assert "wins against league 0.50  " in step_line(replace(FULL, sample=sample), 9)
+    assert "wins" not in step_line(FULL, 9)
