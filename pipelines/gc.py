@@ -102,6 +102,8 @@ def _needless(run_dir: Path) -> Iterator[tuple[Path, str]]:
         yield run_dir / "weights", "published weights of an attempt that has ended"
     for path in shared_memory_of(run_dir):
         yield path, "published weights of an attempt that has ended"
+    if (run_dir / "reference").is_dir():
+        yield run_dir / "reference", "moved reference of an attempt that has ended; its checkpoint has a copy"
     if (run_dir / "ray-train").is_dir():
         yield run_dir / "ray-train", "Ray Train's notes of attempts that have ended"
     for path in sorted((run_dir / "players").glob("*")):

@@ -41,6 +41,7 @@ def run(tmp_path, shared) -> Path:
     (run / "run.json.partial").write_bytes(b"{")
     (run / "weights" / "weights-0.3").mkdir(parents=True)
     (run / "ray-train" / "t-attempt-1").mkdir(parents=True)
+    (run / "reference" / "0.2").mkdir(parents=True)
     return run
 
 
@@ -53,6 +54,7 @@ GOES = {
     "run.json.partial": "broken off",
     "weights": "published weights",
     "ray-train": "Ray Train's notes",
+    "reference": "moved reference",
 }
 
 
