@@ -179,6 +179,9 @@ def _nodes(doc: Doc, docs: list[Doc]) -> Iterator[str]:
             claim = volumes.get(mount(container, path), {}).get("persistentVolumeClaim", {}).get("claimName")
             if "ReadWriteMany" not in modes.get(claim or "", ()):
                 yield f"group {name}: {path} is not on a volume that all nodes share"
+        variables = {v["name"] for v in container.get("env", ())}
+        if ("judge" in group.get("resources", {})) != ("RONDO_JUDGE_API_KEY" in variables):
+            yield f"group {name}: the judge's key belongs on the nodes where judges work, and on no others"
         drain = _drain_seconds(container)
         grace = spec.get("terminationGracePeriodSeconds", 30)
         if not 0 < drain < grace:
