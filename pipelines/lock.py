@@ -209,7 +209,7 @@ class Lease:
     def close(self) -> None:
         """Give it back."""
         self._over.set()
-        self._beat.join()
+        self._beat.join(5)  # it may be waiting for a server
         with suppress(LedgerError, OSError):
             if not self._superseded():
                 self._owners.write(replace(self.owner, until=time.time()))

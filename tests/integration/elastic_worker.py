@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bco": {"objective": "bco"},
     "beta_dpo": {"objective": "beta_dpo"},
     "lora": {"lora": LoRA(rank=3)},  # adapters whose rows no number of ranks divides evenly
+    "bf16": {"dtype": "bfloat16"},
     "dropout": {"lora": LoRA(rank=3, dropout=0.3)},
 }
 
@@ -52,9 +53,9 @@ def train(zero: ZeroTrainer, case: str, steps: range) -> list[float]:
     return [d.metrics.loss for d in done] + [d.metrics.grad_norm for d in done]
 
 
-def apart(checkpoint: Path, published: Path, scale: float) -> float:
+def apart(checkpoint: Path, published: Path, scale: float, dtype: str) -> float:
     """How far what a checkpoint exports is from what samplers were given at the same step."""
-    exported = dict(_checkpoint_weights(checkpoint, "float32", scale))
+    exported = dict(_checkpoint_weights(checkpoint, dtype, scale))
     state = dict(WeightFiles.open(published))
     assert set(exported) == set(state)
     return max(float((exported[n] - state[n]).abs().max()) for n in state)
@@ -76,7 +77,9 @@ def write(directory: Path) -> dict[str, Any]:
             "seconds": time.monotonic() - started,
             "following": train(zero, case, range(2, 4)),
             "files": {f.path: f.bytes for f in done.files},
-            "apart": apart(checkpoint, out, 32 / knobs["lora"].rank if "lora" in knobs else 0.0),
+            "apart": apart(
+                checkpoint, out, 32 / knobs["lora"].rank if "lora" in knobs else 0.0, knobs.get("dtype", "float32")
+            ),
         }
     refused = make(directory, "dpo").execute(Checkpoint(1, "/proc/nowhere"))
     result["refused"] = refused.error

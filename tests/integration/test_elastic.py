@@ -26,7 +26,8 @@ def test_losses_go_on_as_if_nothing_had_happened(found, case, ranks):
     assert len(set(expected["following"])) == 4
     if case != "dropout":  # which drops other elements where there are other ranks
         # Gradients are summed in another order: the last bits of a float.
-        assert gone_on["following"] == pytest.approx(expected["following"], abs=1e-6, rel=1e-5)
+        rounding = {"abs": 1e-6, "rel": 1e-5} if case != "bf16" else {"rel": 0.05}
+        assert gone_on["following"] == pytest.approx(expected["following"], **rounding)
     assert gone_on["rewritten"] == pytest.approx(gone_on["following"], abs=1e-7)  # random numbers included
 
 

@@ -89,12 +89,17 @@ def plain(model: Any, scored: list[Scored]) -> tuple[float, dict[str, torch.Tens
 
 
 def trainer(
-    path: Path, objective: str = "dpo", lora: LoRA | None = None, checkpoint: str = "", **more: Any
+    path: Path,
+    objective: str = "dpo",
+    lora: LoRA | None = None,
+    checkpoint: str = "",
+    dtype: Any = "float32",
+    **more: Any,
 ) -> ZeroTrainer:
     section: Any = SECTIONS[objective](name=objective, **({"beta": BETA} if objective != "sft" else {}))
     batching = Batching(logprob_chunk=7, **more)
     setup = TrainerSetup(
-        Model(path=str(path), dtype="float32", lora=lora), section, Optimizer(lr=1e-2, warmup_steps=0), batching, 10, 0,
+        Model(path=str(path), dtype=dtype, lora=lora), section, Optimizer(lr=1e-2, warmup_steps=0), batching, 10, 0,
         2**16, checkpoint, "", False, 1,
     )  # fmt: skip
     return ZeroTrainer(setup, fetch=lambda batch: batch)
