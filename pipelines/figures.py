@@ -97,14 +97,20 @@ def win_rate_figure(history: History) -> Any:
 
 
 def drift_figure(history: History) -> Any:
-    """Log-ratio to the reference of chosen and rejected responses: both falling is displacement of likelihood."""
-    return _lines(
-        history,
-        {"log_ratio/chosen": "chosen", "log_ratio/rejected": "rejected", "rewards/margins": "reward margin (beta x)"},
-        "log-ratio to the reference, nats",
-        "Drift of chosen and rejected responses",
-        zero=True,
-    )
+    """Log-ratio to the reference of chosen and rejected responses: both falling is displacement of likelihood.
+
+    Without a reference the log-probabilities themselves, which also depend on how long the responses are.
+    """
+    title = "Drift of chosen and rejected responses"
+    if not _any(history, "log_ratio/chosen"):
+        names = {"logps/chosen": "chosen", "logps/rejected": "rejected"}
+        return _lines(history, names, "log-probability, nats", title)
+    names = {
+        "log_ratio/chosen": "chosen",
+        "log_ratio/rejected": "rejected",
+        "rewards/margins": "reward margin (beta x)",
+    }
+    return _lines(history, names, "log-ratio to the reference, nats", title, zero=True)
 
 
 def learning_figure(history: History) -> Any:
@@ -148,7 +154,9 @@ def fates_figure(history: History) -> Any:
         counts = [history[f"prompts/{fate}"].get(step, 0.0) for step in steps]
         axes.bar(steps, counts, bottom=below, label=fate.value.replace("_", " "), width=0.9)
         below = [b + c for b, c in zip(below, counts, strict=True)]
-    return finish(figure, axes, "optimizer step", "prompts", "What became of the prompts")
+    finish(figure, axes, "optimizer step", "prompts", "What became of the prompts")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
 
 
 def ages_figure(ages: Mapping[int, int]) -> Any:
