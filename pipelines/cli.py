@@ -252,7 +252,7 @@ def _kind(config: str) -> type[TrainingConfig]:
         _stop(error)
 
 
-def _execute(work: Coroutine[Any, Any, object]) -> None:
+def _execute(work: Coroutine[Any, Any, object], again: str = "`rondo resume RUN`") -> None:
     """Run to the end; Ctrl-C and SIGTERM cancel, take everything down, and exit with the shell's codes."""
 
     async def cancellable() -> None:
@@ -264,7 +264,7 @@ def _execute(work: Coroutine[Any, Any, object]) -> None:
     try:
         asyncio.run(cancellable())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo("stopped; what was finished is kept, `rondo resume RUN` goes on from there", err=True)
+        click.echo(f"stopped; what was finished is kept, {again} goes on from there", err=True)
         sys.exit(130)
     except Exception as error:
         _stop(error)

@@ -63,7 +63,7 @@ def rejudge(
     except Exception as error:
         _stop(error)
     with Progress() as progress:
-        _execute(work())
+        _execute(work(), again="the same command")
 
 
 @click.command()
@@ -103,7 +103,7 @@ def arena(words: tuple[str, ...], config: str | None, out: str | None, root: str
             show_arena(report, Console(highlight=False))
 
         with Progress() as progress:
-            _execute(work())
+            _execute(work(), again="the same command")
 
 
 @click.command()

@@ -44,7 +44,7 @@ class Memory:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(path)
+        self._journal, self._open = Journal(path), True
         records = list(self._journal)
         self._known: dict[str, dict[str, Any]] = {r["key"]: r for r in records if not _failed(r)}
         self.costs = costs(records)
@@ -63,7 +63,9 @@ class Memory:
         return known
 
     def keep(self, key: str, judgements: Sequence[Judgement], overruled: Sequence[Judgement] = ()) -> None:
-        """A failure is kept for what it cost alone: that is asked again."""
+        """A failure is kept for what it cost alone: that is asked again. What comes after ``close`` is not kept."""
+        if not self._open:  # others were still being asked as one raised
+            return
         record = {
             "key": key,
             "judgements": _judgements.dump_python(tuple(judgements), mode="json"),
@@ -75,7 +77,9 @@ class Memory:
             self._known[key] = record
 
     def close(self) -> None:
-        self._journal.close()
+        if self._open:
+            self._open = False
+            self._journal.close()
 
 
 class RememberingArbiter(Arbiter):

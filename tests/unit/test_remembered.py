@@ -93,6 +93,18 @@ def test_an_interruption_loses_only_what_was_not_answered(tmp_path):
     assert len(rulings) == 4
 
 
+def test_what_comes_after_the_end_is_not_written_to_whatever_file_has_its_place(tmp_path):
+    memory = Memory(tmp_path / "judgements.jsonl")
+    [match] = matches("a")
+    memory.close()
+    with (tmp_path / "other").open("wb") as other:
+        memory.keep("late", asyncio.run(Bought().compare([match])))
+        memory.close()
+        other.write(b"mine")
+    assert (tmp_path / "other").read_bytes() == b"mine"
+    assert (tmp_path / "judgements.jsonl").read_bytes() == b""
+
+
 def test_failures_are_tried_again_but_their_cost_is_remembered(tmp_path):
     path = tmp_path / "judgements.jsonl"
     rule(path, Bought(), matches("bad", "good"))
