@@ -88,6 +88,11 @@ def test_hash_covers_the_experiment_and_not_its_placement():
     assert config_hash(base) == config_hash(
         load_config(RunConfig, QUICKSTART, ["resources.sampler.threads=7", "run.steps=99"])
     )
+    another_cluster = ["resources.trainer.actors=3", "resources.sampler.actors=2", "resources.reference.gpus=1"]
+    elsewhere = [*another_cluster, "checkpoint.storage=s3://bucket/runs", "deadlines.lease_s=60"]
+    assert config_hash(base) == config_hash(load_config(RunConfig, QUICKSTART, elsewhere))
+    with pytest.raises(ConfigError, match=r"checkpoint.storage: .*got 'runs/copies'"):
+        load_config(RunConfig, QUICKSTART, ["checkpoint.storage=runs/copies"])
     other = load_config(RunConfig, QUICKSTART, ["objective.beta=0.3"])
     assert config_hash(base) != config_hash(other)
     assert differing_fields(scientific(base), scientific(other)) == ["objective.beta: 0.1 -> 0.3"]
