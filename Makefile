@@ -20,15 +20,16 @@ demo: setup ## online DPO of SmolLM2-135M on this machine (ARGS="objective.beta=
 test: setup lint ## lint, types, unit and integration tests, the annotation page in a real browser
 	@bash scripts/browser.sh
 	@bash scripts/promtool.sh
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/browser tests/fuzz
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/fuzz
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/browser
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-unit: setup ## unit tests only (seconds, no Ray)
-	@$(BIN)/python -m pytest tests/unit
+unit: setup ## unit tests only (no Ray)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
 chaos: setup ## tests that stop, kill and resume runs
 	@$(BIN)/python -m pytest tests/chaos
