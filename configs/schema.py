@@ -6,9 +6,10 @@ resolved against the folder of the YAML file; the run root must be absolute.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, field_validator
 
 from configs.judges import Judge
 from configs.section import Section
@@ -259,9 +260,16 @@ class Checkpointing(Section):
     """A metric by its name in MLflow, measured at the checkpoint's own step."""
     best: Literal["max", "min"] = "max"
     """Whether the best is the greatest or the least value."""
-    storage: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?|[/~].*)?$")] = ""
+    storage: str = ""
     """Where checkpoints and journals are copied in the background: ``s3://bucket/prefix``, or a second directory
     (absolute). ``--resume=auto`` on an empty disk restores the run from there. Empty: nowhere."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_place(cls, storage: str) -> str:
+        if storage and not re.fullmatch(r"s3://[^/]+(/.*)?|[/~].*", storage):
+            raise ValueError("is neither s3://bucket/prefix nor the absolute path of a directory")
+        return storage
 
 
 class Deadlines(Section):
