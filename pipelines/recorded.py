@@ -14,6 +14,7 @@ from configs.judges import is_independent
 from configs.judging import JudgeSection
 from configs.loading import ConfigError, configure, load_config, validate
 from configs.runs import RunConfig
+from pipelines.contestants import initial_model
 from pipelines.record import RECORD, RunRecord, read_record
 
 _FILE = re.compile(r"(?P<name>.+) \((?P<hash>[0-9a-f]{12}|absent)\)")
@@ -79,6 +80,7 @@ def arena_config(targets: Sequence[Path], config: str | None, overrides: Sequenc
     assert record is not None  # it has a run.json
     raw = recorded_sections(record, SECTIONS, overrides, (here, run_dir))
     raw["run"] = {**raw.get("run", {}), "root": str(run_dir.resolve().parent)}
+    raw["model"] = {**raw.get("model", {}), "path": str(initial_model(run_dir, record))}
     second = raw.get("evaluation", {}).pop("judge", None)
     if (
         second is not None

@@ -22,6 +22,7 @@ from configs.judges import HttpJudge, singles
 from configs.judging import Rejudge
 from configs.loading import configure, read_yaml
 from configs.schema import Model, Prompts
+from pipelines.contestants import initial_model
 from pipelines.data import DataError
 from pipelines.data.files import item_line
 from pipelines.data.runs import finished_run, journal, judged_prompts, prompt_file, recorded_rules
@@ -108,15 +109,16 @@ async def rejudge(
 
     started = time.monotonic()
     record = finished_run(run_dir)
-    rules = recorded_rules(record)
-    out = run_dir / DIRECTORY / judge_identity(config.judge, record.fields["model.path"])
+    rules, initial = recorded_rules(record), str(initial_model(run_dir, record))
+    out = run_dir / DIRECTORY / judge_identity(config.judge, initial)
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     quiet_driver(logs / "driver.log")
     connect()
     quiet_driver(logs / "driver.log")  # again: libraries put up handlers when imported
     memory = Memory(out / "judgements.jsonl")
-    started_judge = start_judge(config.judge, _around(config, record, out, progress, memory), "judge")
+    around = _around(config, initial, int(record.fields["run.seed"]), out, progress, memory)
+    started_judge = start_judge(config.judge, around, "judge")
     judge = remembering(started_judge, memory)  # begins to start while the prompts are read
     try:
         known, heldout_known = await asyncio.to_thread(_prompts, record, prompts, progress)
@@ -200,14 +202,16 @@ def matches_of(judged: JudgedGroup) -> tuple[Match, ...]:
     return tuple(Match(judged.group.prompt, own[first], own[second]) for first, second in twos)
 
 
-def _around(config: Rejudge, record: RunRecord, out: Path, progress: Progress, memory: Memory) -> Surroundings:
+def _around(
+    config: Rejudge, initial_model: str, seed: int, out: Path, progress: Progress, memory: Memory
+) -> Surroundings:
     def lost(fault: Fault) -> None:
         progress.warning(f"{fault.cause}; replaced")
 
+    paid = [judge for _, judge in singles("judge", config.judge) if isinstance(judge, HttpJudge)]
     return Surroundings(
-        config.resources.judge, config.deadlines, out, out / "logs", record.fields["model.path"],
-        int(record.fields["run.seed"]), progress.message, Faults(config.recovery, lost), memory.costs,
-        [judge for _, judge in singles("judge", config.judge) if isinstance(judge, HttpJudge)],
+        config.resources.judge, config.deadlines, out, out / "logs", initial_model, seed, progress.message,
+        Faults(config.recovery, lost), memory.costs, paid,
     )  # fmt: skip
 
 
