@@ -2,14 +2,18 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
+from actors.faults import Faults
 from actors.judges.errors import JudgeError
 from actors.judges.policy import PolicyJudge
 from actors.judges.prompted import PromptedPool
 from actors.requests import Chosen
 from configs.judges import LlmJudge
+from configs.schema import Deadlines, Group, Recovery
+from pipelines.judges import Surroundings, start_judge
 from preference.types import (
     CandidateGroup,
     JudgeFailure,
@@ -144,3 +148,19 @@ def test_a_policy_that_cannot_be_asked_is_refused_at_the_start(model, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(JudgeError, match="no chat template"):
         started((str(tmp_path), tokenizer), Engines(tokenizer, None))
+
+
+def test_a_policy_is_asked_where_there_is_one(model, tmp_path):
+    around = Surroundings(
+        Group(), Deadlines(), tmp_path, tmp_path, model[0], 0, print, Faults(Recovery()),
+        engines=Engines(model[1], lambda text: (0.8, 0.1, 0.05)), max_model_len=4096,
+    )  # fmt: skip
+    section = LlmJudge(kind="llm", model="policy")
+    arbiter = start_judge(section, around, "judge")
+    asyncio.run(arbiter.ready())
+    [ruling] = asyncio.run(arbiter.rule(1, [MATCH]))
+    assert ruling.stands.judge.weights == "0.3"
+    with pytest.raises(JudgeError, match="there is no policy outside of a run; name a model directory"):
+        start_judge(section, replace(around, engines=None), "judge")
+    rater = start_judge(section.model_copy(update={"mode": "pointwise"}), around, "judge")
+    assert isinstance(rater, PolicyJudge)
