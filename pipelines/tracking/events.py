@@ -223,14 +223,16 @@ class EventLog:
         self._journal = Journal(self.path)
         self._keys = {event.key for event in read_events(run_dir)}
 
-    def append(self, event: Event) -> bool:
-        """Write it down for good; False where an event of its key is there already."""
-        if event.key in self._keys:
-            return False
-        self._journal.append(_event.dump_python(event))
+    def append(self, *events: Event) -> bool:
+        """Write them down for good, but for those whose key is there already; whether any was new."""
+        fresh = False
+        for event in events:
+            if event.key not in self._keys:
+                self._journal.append(_event.dump_python(event))
+                self._keys.add(event.key)
+                fresh = True
         self._journal.commit()
-        self._keys.add(event.key)
-        return True
+        return fresh
 
     def close(self) -> None:
         self._journal.close()

@@ -123,18 +123,21 @@ class Tracker:
         ages = {age: report.ages.count(age) for age in sorted(set(report.ages))}
         metrics = self._known(plots.step_metrics(report))
         named = {j.name: j.definition_hash for j in judges}
-        self._put(Stepped(report.step, at, str(report.version), metrics, report.stages, ages, named))
-        self._table(f"samples/step-{report.step:06d}.json", report.step, report.rows[:_ROWS])
-        for event in self._judgements(report, at):
-            self._put(event)
+        self._put(
+            Stepped(report.step, at, str(report.version), metrics, report.stages, ages, named),
+            *_table(f"samples/step-{report.step:06d}.json", report.step, report.rows[:_ROWS]),
+            *self._judgements(report, at),
+        )
 
     def log_eval(self, report: EvalReport) -> None:
         """Held-out metrics, every prompt's scores and a before/after table."""
         ids = sorted(p.prompt_id for p in report.prompts)
         heldout = content_id(scientific(self._config).get("prompts.heldout", ""), ids)
         metrics, version = self._known(plots.eval_metrics(report)), str(report.version)
-        self._put(Evaluated(report.step, _now(), version, metrics, report.judges, heldout, report.prompts))
-        self._table(f"samples/eval-{report.step:06d}.json", report.step, report.examples)
+        self._put(
+            Evaluated(report.step, _now(), version, metrics, report.judges, heldout, report.prompts),
+            *_table(f"samples/eval-{report.step:06d}.json", report.step, report.examples),
+        )
 
     def log_heldout(self, step: int, metrics: TrainMetrics) -> None:
         """Loss and rewards on held-out items."""
@@ -168,8 +171,8 @@ class Tracker:
         """The one command that shows this run: starts MLflow's UI on a database, or names the server."""
         return ui_command(self.uri)
 
-    def _put(self, event: Event) -> None:
-        if self._log.append(event):
+    def _put(self, *events: Event) -> None:
+        if self._log.append(*events):
             self._outbox.wake()
 
     def _known(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -177,12 +180,6 @@ class Tracker:
             self._unknown.add(name)
             self._warn(f"metric {name!r} has no meaning in pipelines.plots.METRICS and is not logged")
         return {name: float(value) for name, value in values.items() if plots.is_known(name)}
-
-    def _table(self, path: str, step: int, rows: Sequence[SampleRow] | Sequence[BeforeAfter]) -> None:
-        if rows:
-            columns = ["step", *(field.name for field in fields(rows[0]))]
-            data = [[step, *astuple(row)] for row in rows]
-            self._put(Table(path, clean(json.dumps({"columns": columns, "data": data}, ensure_ascii=False))))
 
     def _judgements(self, report: StepReport, at: int) -> Iterator[Judged]:
         """The first groups of the step, and every one that people were asked about."""
@@ -207,6 +204,13 @@ class Tracker:
             step, asked, asked_ms, at, group.group.candidates[0].id, prompt.id, prompt.messages, answers,
             group.judgements, group.overruled, waiting, sources,
         )  # fmt: skip
+
+
+def _table(path: str, step: int, rows: Sequence[SampleRow] | Sequence[BeforeAfter]) -> Iterator[Table]:
+    if rows:
+        columns = ["step", *(field.name for field in fields(rows[0]))]
+        data = [[step, *astuple(row)] for row in rows]
+        yield Table(path, clean(json.dumps({"columns": columns, "data": data}, ensure_ascii=False)))
 
 
 def _create(client: Any, config: TrainingConfig) -> str:

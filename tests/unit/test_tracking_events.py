@@ -130,3 +130,12 @@ def test_cleaned_text_can_be_stored_anywhere(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "plain", "😀 ünï", "\u202e", "<script>"])
 def test_what_can_be_stored_stays_as_it_is(text: str) -> None:
     assert clean(text) == text
+
+
+def test_of_several_events_each_is_written_once_and_in_order(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    assert log.append(ALL[3], ALL[0], ALL[3])
+    assert log.append(ALL[0], ALL[4])
+    assert not log.append()
+    log.close()
+    assert [e.key for e in read_events(tmp_path)] == ["step 1", "attempt 1", "step 2"]
