@@ -58,24 +58,23 @@ class Translator:
             if max(candidate.token_ids) >= self._ours.vocab_size:
                 raise Unusable(f"it sampled a token that the policy has not: {max(candidate.token_ids)}")
             return replace(candidate, player=self._name)
-        ids = encoded(self._ours, prompt, candidate.text, self._limits, finished=candidate.finished)
-        return Written(candidate.id, prompt.id, ids, candidate.text, self._name, candidate.finished)
+        ids = encoded(self._ours, prompt, candidate.text)
+        if candidate.finished and len(ids) <= self._limits.response:
+            return Written(candidate.id, prompt.id, ids, candidate.text, self._name)
+        ids = ids[:-1][: self._limits.response]  # cut off where the policy's own would be, and no end of a turn
+        if not ids:
+            raise Unusable("nothing of the response is left in the policy's tokens")
+        return Written(candidate.id, prompt.id, ids, self._ours.text(ids), self._name, finished=False)
 
 
-def encoded(encoder: Encoder, prompt: Prompt, text: str, limits: Limits, *, finished: bool = True) -> tuple[int, ...]:
-    """Ids of a response under the policy's template, with its end of turn if it is ``finished``. Raises Unusable."""
+def encoded(encoder: Encoder, prompt: Prompt, text: str) -> tuple[int, ...]:
+    """Ids of a response under the policy's template, its end of turn included. Raises Unusable."""
     if not text.strip():
         raise Unusable("the response is empty")
     try:
-        ids = encoder.response_ids(prompt, text)
+        return encoder.response_ids(prompt, text)
     except Unfit as error:
         raise Unusable(str(error)) from None
-    ids = ids if finished else ids[:-1]
-    if not ids:
-        raise Unusable("nothing of the response is left in the policy's tokens")
-    if len(ids) > limits.response:
-        raise Unusable(f"the response has {len(ids)} tokens, more than sampling.max_tokens = {limits.response}")
-    return ids
 
 
 def translator(name: str, path: str, policy: str, limits: Limits) -> Translator:
@@ -128,7 +127,9 @@ def data_responses(
     for prompt in prompts.prompts.values():
         text = _response(prompt.meta)
         try:
-            ids = encoded(encoder, prompt, text, limits)
+            ids = encoded(encoder, prompt, text)
+            if len(ids) > limits.response:
+                raise Unusable(f"{len(ids)} tokens, more than sampling.max_tokens = {limits.response}")
         except Unusable as error:
             left_out.append(f"{prompt.id} ({error})")
         else:

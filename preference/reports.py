@@ -93,7 +93,7 @@ class OpponentMetrics:
 
     faced: tuple[Faced, ...]
     loads: int  # of earlier weights, into engines that served others; 0 in a replayed iteration
-    unusable: int  # prompts that an opponent's response could not be had for: too long, or not in the policy's tokens
+    unusable: int  # prompts for which a response of another model could not be had in the policy's tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,10 @@ class Encoder:
         self._check_vocabulary(ids)
         return tuple(ids)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids of a response say, without control tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def closed(self, response: Sequence[int]) -> tuple[int, ...]:
         """A response's ids up to where the template ends a whole conversation: the end of the turn and what follows."""
         body = response[:-1] if response[-1] in self._ends else response

@@ -66,6 +66,17 @@ def test_a_response_is_written_anew_in_the_policys_tokens():
     assert full.token_ids[-1] == tokenizer().eos_token_id
     cut = translator().response(p, candidate("p", 3, finish=FinishReason.LENGTH))
     assert (cut.finished, cut.token_ids) == (False, full.token_ids[:-1])  # where it was cut off is no end of a turn
+    assert cut.text == said.text
+
+
+def test_what_is_longer_in_the_policys_tokens_is_cut_off_where_the_policys_own_would_be():
+    p, long = asked(), replace(candidate("p", 0), text="word " * 30)
+    cut = translator().response(p, long)
+    whole = translator(limits=Limits(500, 900)).response(p, long)
+    assert (len(cut.token_ids), cut.finished, whole.finished) == (20, False, True)
+    assert cut.token_ids == whole.token_ids[:20]
+    assert long.text.startswith(cut.text)
+    assert cut.text == tokenizer().decode(list(cut.token_ids))  # what is judged is what is trained on
 
 
 def test_what_cannot_be_written_is_said():
@@ -73,8 +84,6 @@ def test_what_cannot_be_written_is_said():
     p, said = asked(), candidate("p", 0)
     with pytest.raises(Unusable, match="the response is empty"):
         translator().response(p, replace(said, text="  "))
-    with pytest.raises(Unusable, match=r"has \d+ tokens, more than sampling.max_tokens = 20"):
-        translator().response(p, replace(said, text="word " * 30))
     with pytest.raises(Unusable, match=r"template_mismatch|prompt"):
         translator().response(prompt(), said)  # rendered otherwise than it was tokenised
     same = translator(same=True)
@@ -106,11 +115,11 @@ def test_the_datas_responses_end_their_turn_and_those_too_long_are_left_out():
     kept, found = data_responses(prompts, "f", ENCODER, LIMITS, stop=False, say=said.append)
     assert list(kept.prompts) == list(found) == ["a"]
     assert kept.too_long[0] == "z (99 tokens)"
-    assert kept.too_long[1].startswith("b (the response has")
+    assert kept.too_long[1].startswith("b (63 tokens, more than sampling.max_tokens = 20")
     assert found["a"].token_ids[-1] == tokenizer().eos_token_id
     assert found["a"].player == "data"
     assert len(said) == 1
-    with pytest.raises(PromptError, match=r"f: 1 responses of the data cannot be used: b \(the response has"):
+    with pytest.raises(PromptError, match=r"f: 1 responses of the data cannot be used: b \(\d+ tokens"):
         data_responses(prompts, "f", ENCODER, LIMITS, stop=True, say=said.append)
     lost = PromptSet({"b": prompts.prompts["b"]}, ())
     with pytest.raises(PromptError, match=r"raise sampling\.max_tokens"):
