@@ -1,4 +1,4 @@
-"""A run against earlier versions, the reference and the data, killed in the midst: who played, with which weights."""
+"""A run against everybody who may play, killed in the midst: who answered, with which weights, and what came of it."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from pipelines.export import export_weights
 from preference.league import INITIAL, as_of, members
 from preference.types import Version, content_id
 from tests.integration.conftest import BIN, ROOT, TINY, journal, mlflow, run
+from tests.tiny import tiny_model
 
 STEPS, STOPPED = 6, 4
 TALK = ("Hello.", "Good day. What can I do for you?", "Tell me about Paris.")
@@ -37,6 +38,14 @@ def prompts_file(path: Path) -> Path:
     return path
 
 
+def guest(path: Path) -> Path:
+    """Another model that reads prompts its own way."""
+    tiny_model(path, "qwen3", seed=3)
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant]"
+    (path / "chat_template.jinja").write_text(template)
+    return path
+
+
 @dataclass(frozen=True)
 class Played:
     config: RunConfig
@@ -53,11 +62,12 @@ def played(head, overrides, tmp_path_factory) -> Played:
         f"prompts.train={prompts_file(scratch / 'prompts.jsonl')}",
         "prompts.max_tokens=100",
         "sampling={prompts_per_step: 4, candidates: 2, max_tokens: 24, max_model_len: 128, kv_cache_gb: 0.1}",
-        "opponents=[{player: previous}, {player: league, size: 2, every: 2}, {player: reference}, {player: data}]",
+        "opponents=[{player: previous}, {player: league, size: 2, every: 2}, {player: reference}, {player: data},"
+        f" {{player: model, name: guest, path: {guest(scratch / 'guest')}}}]",
         "pairing.strategy=versus",
         "evaluation={prompts: 2, probe: 0}",
         "checkpoint={every: 2, keep: 9}",
-        "resources.trainer={actors: 1, cpus: 0.25}",
+        "resources={trainer: {actors: 1, cpus: 0.25}, judge: {cpus: 0.125}}",
         "weights.transport=filesystem",
     )
     config = load_config(RunConfig, TINY, words)
@@ -102,6 +112,8 @@ def test_every_group_holds_everybody_with_the_weights_they_should_have(played):
         by_player = {}
         for r in responses.values():
             by_player.setdefault(r.get("player"), []).append(r)
+        guests = by_player.pop("guest", [])  # random bytes may be too many in the policy's tokens
+        assert all("logprobs" not in r and r["text"] for r in guests)
         assert list(by_player) == ["policy", "previous", "league", "reference", "data"]
         assert [len(rs) for rs in by_player.values()] == [2, 1, 1, 1, 1]
         assert {version_of(r).step for r in by_player["policy"]} == {step - 1}
@@ -174,7 +186,10 @@ def test_pairs_join_the_policy_with_its_opponents_and_the_figures_are_the_policy
     for name in ("previous", "league", "reference", "data"):
         assert 0 <= names[f"opponents/{name}/win_rate"] <= 1
         assert names[f"opponents/{name}/games"] == 8
-    assert names["opponents/unusable"] == 0
+    unusable = [m.value for m in client.get_metric_history(found.info.run_id, "opponents/unusable")]
+    answered = [r for r in responses.values() if r.get("player") == "guest"]
+    assert len(answered) > 4
+    assert len(answered) + sum(unusable) >= 4 * STEPS  # a step that was sampled twice counts twice
     loads = [m.value for m in client.get_metric_history(found.info.run_id, "opponents/loads")]
     assert len(loads) == STEPS
     assert max(loads) <= 3
