@@ -31,6 +31,7 @@ def run_figures(
         "learning": learning_figure(history),
         "length": length_figure(history),
         "judge": judge_figure(history),
+        "opponents": opponents_figure(history),
         "fates": fates_figure(history),
         "ages": ages_figure(ages or {}),
         "timeline": timeline_figure(timeline or {}),
@@ -140,6 +141,13 @@ def judge_figure(history: History) -> Any:
         "judge/longest": "the longer response wins",
     }
     return _lines(history, names, "share of verdicts", "Judge")
+
+
+def opponents_figure(history: History) -> Any:
+    """Win rate of the policy against everybody it plays with in training."""
+    faced = [n for n in sorted(history) if n.startswith("opponents/") and n.endswith("/win_rate")]
+    names = {n: n.removeprefix("opponents/").removesuffix("/win_rate") for n in faced}
+    return _lines(history, names, "win rate, ties half", "The policy against its opponents")
 
 
 def fates_figure(history: History) -> Any:

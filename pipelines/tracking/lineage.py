@@ -43,15 +43,18 @@ def pair_journal(config: TrainingConfig, run_dir: Path) -> DataFile | None:
 
 def model_tags(config: TrainingConfig, record: Record, pairs: DataFile | None) -> dict[str, str]:
     """From a model version back to everything that made it, and its held-out results."""
+    from actors.judges.identity import model_identity
+
     git = facts.git_facts()
     reference = config.reference
     moved = "" if reference.refresh == "fixed" else f", moved every {reference.every} steps by {reference.alpha:g}"
+    identity = f" {model_identity(config.model.path)}" if Path(config.model.path).is_dir() else ""
     tags = {
         "rondo.config_hash": config_hash(config),
         "rondo.git.commit": git["git.commit"],
         "rondo.git.dirty": git["git.dirty"],
         "rondo.version": record.version,
-        "rondo.reference": f"{config.model.path}{moved}" if config.needs_reference else "none",
+        "rondo.reference": f"{config.model.path}{identity}{moved}" if config.needs_reference else "none",
         **{f"rondo.judge.{content_id(name)[:8]}": f"{name} {hash}" for name, hash in record.judges.items()},
         **{f"rondo.data.{f.context}": f"{f.name} {f.digest}" for f in record.files.values()},
     }

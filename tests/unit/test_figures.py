@@ -21,13 +21,15 @@ def drawn(figures):
 
 def test_everything_that_was_measured_is_drawn() -> None:
     history = plots.history_of([replace(FULL, step=s) for s in range(1, 6)], [EVAL])
+    history |= {"opponents/previous/win_rate": {1: 0.5, 2: 0.6}, "opponents/previous/games": {1: 8, 2: 8}}
     stages = {
         s: (StageTime("sample", 2.0, 0, 10.0 * s, 10.0 * s + 2), StageTime("train", 3.0, 0, 10.0 * s + 2, 10.0 * s + 5))
         for s in range(1, 12)
     }
     figures = drawn(run_figures(history, stages, {0: 5, 1: 2}))
     assert set(figures) == {
-        "reward_vs_kl", "win_rate", "reward", "drift", "learning", "length", "judge", "fates", "ages", "timeline",
+        "reward_vs_kl", "win_rate", "reward", "drift", "learning", "length", "judge", "opponents", "fates", "ages",
+        "timeline",
     }  # fmt: skip
     labels = [text.get_text() for text in figures["reward"].axes[0].get_legend().get_texts()]
     assert labels == ["sampled in training", "held-out probe", "held-out evaluation", "initial policy, held-out"]
