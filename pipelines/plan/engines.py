@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -89,11 +89,16 @@ class Engine:
 class Draws:
     """Prompts' lengths, drawn in blocks: (tokens of the longest candidate, sequences on average)."""
 
-    def __init__(self, lengths: Lengths, candidates: int, random: np.random.Generator) -> None:
-        self._lengths, self._candidates, self._random = lengths, candidates, random
+    def __init__(
+        self, lengths: Lengths, candidates: int, random: np.random.Generator, given: Iterator[float] | None = None
+    ) -> None:
+        """``given``: tokens of every prompt's candidates, all alike, instead of draws."""
+        self._lengths, self._candidates, self._random, self._given = lengths, candidates, random, given
         self._block: list[tuple[float, float]] = []
 
     def next(self) -> tuple[float, float]:
+        if self._given is not None:
+            return next(self._given), float(self._candidates)
         if not self._block:
             self._block = self._draw(8192)
         return self._block.pop()

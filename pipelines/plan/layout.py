@@ -102,10 +102,11 @@ class Planner:
         trainer = times.trainer(groups.ranks)
         learn = trainer.seconds + path.seconds
         # Prompts stream: without staleness the slowest of the stages before the trainer is the time of them all.
-        before = sampler.latency if staleness else max(s.seconds for s in (sampler, judge, reference, driver))
-        way = before + judge.latency + driver.latency + reference.latency + learn
+        before = max(s.seconds for s in (sampler, judge, reference, driver))
+        after = judge.latency + driver.latency + reference.latency + learn
+        way = before + after
         parts = {
-            "sampler": sampler.seconds,
+            "sampler": sampler.seconds + path.load_s,  # engines pause while they take over weights
             "judge": judge.seconds,
             "reference": reference.seconds,
             "driver": driver.seconds,
@@ -116,8 +117,15 @@ class Planner:
         if staleness:
             bottleneck = max(parts, key=lambda name: parts[name])
             period = parts[bottleneck]
-            if way / (staleness + 1) > period:
-                bottleneck, period = f"way of a prompt / {staleness + 1} (max_staleness)", way / (staleness + 1)
+            way = self._way(groups, path, period, after)
+            if way > (staleness + 1) * period:
+                bottleneck = f"way of a prompt / {staleness + 1} (max_staleness)"
+                low, high = period, way / (staleness + 1)
+                for _ in range(40):  # the period T of which k + 1 are one way: a longer one leaves engines emptier
+                    period = (low + high) / 2
+                    too_short = self._way(groups, path, period, after) > (staleness + 1) * period
+                    low, high = (period, high) if too_short else (low, period)
+                way = period * (staleness + 1)
         memory = self.memory(groups)
         rows = (
             Row("sampler", groups.engines, groups.gpus("sampler"), sampler.seconds, sampler.limit, memory["sampler"]),
@@ -131,6 +139,11 @@ class Planner:
         pairs = work.pairs / period
         price = self.cluster.price_per_hour / 3600 / pairs * 1000
         return Layout(groups, staleness, rows, path, way, period, bottleneck, pairs, price)
+
+    def _way(self, groups: Groups, path: WeightPath, period: float, after: float) -> float:
+        """Seconds of a batch's slowest prompt, which its engine interrupts for every version it takes over."""
+        slowest = self.times.slowest_prompt(groups.engines, groups.engine_gpus, period)
+        return slowest * (1 + path.load_s / period) + after
 
     def memory(self, groups: Groups) -> dict[str, Memory]:
         """Of one device of every group that has devices."""

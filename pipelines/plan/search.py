@@ -12,8 +12,8 @@ from pipelines.plan.layout import Groups, Layout, Planner
 from pipelines.plan.memory import reference_memory, sampler_memory, trainer_memory
 from pipelines.plan.weights import weight_path
 
-_MOST_STALENESS = 8
-_WORTH = 0.97  # a further version of staleness has to save 3% of a step
+_MOST_STALENESS = 4  # what is recommended; more is known to cost quality
+_WORTH = 0.05  # every further version of staleness has to save this share of a step
 _SPANS = (1, 2, 4, 8)  # GPUs of a tensor-parallel engine
 
 
@@ -28,7 +28,7 @@ def best_layout(planner: Planner, staleness: int | None = None) -> Layout:
     layouts = [planner.layout(_best_groups(planner, curves, k), k) for k in range(1, _MOST_STALENESS + 1)]
     chosen = layouts[0]
     for layout in layouts[1:]:
-        if layout.period < _WORTH * chosen.period:
+        if layout.period < chosen.period * (1 - _WORTH) ** (layout.staleness - chosen.staleness):
             chosen = layout
     return chosen
 

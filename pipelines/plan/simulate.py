@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,22 @@ Action = Callable[..., None]
 
 
 class Simulation:
-    def __init__(self, pipeline: Pipeline, seed: int = 0) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        seed: int = 0,
+        lengths: Iterator[float] | None = None,
+        train_s: Iterator[float] | None = None,
+    ) -> None:
+        """``lengths``: tokens of every prompt's responses; ``train_s``: seconds of every step; None: they are drawn."""
         self._p = p = pipeline
+        self._train_s = train_s
         if p.rules.steps is None:
             raise ValueError("a simulation needs rules.steps, the number of steps to simulate")
         self._random = np.random.default_rng(seed)
         self._admission = Admission(p.rules)
         self._engines = [Engine() for _ in range(p.engines)]
-        self._draws = Draws(p.lengths, p.candidates, self._random)
+        self._draws = Draws(p.lengths, p.candidates, self._random, lengths)
         self._driver = Servers(1, p.driver_s)
         self._judges = Servers(p.judges, p.judge_s)
         self._references = Servers(p.references, p.reference_s)
@@ -53,7 +61,8 @@ class Simulation:
         self._step = 0
         self._tied: set[int] = set()
         self._pairs: list[int] = []  # by step
-        self._trained_at: list[float] = []
+        self.published_at: list[float] = []
+        """When each step's weights left the trainer, seconds."""
         self._train_busy = 0.0
         self._clock = WaitClock(0.0)
         self._since_note = 0
@@ -68,7 +77,7 @@ class Simulation:
         self._fill()
         self._reschedule()
         self._note()
-        while len(self._trained_at) < steps:
+        while len(self.published_at) < steps:
             self._now, _, action, given = heapq.heappop(self._events)
             self._popped += 1
             action(*given)
@@ -178,7 +187,9 @@ class Simulation:
 
     def _run_step(self, delay: float) -> None:
         seconds = self._p.train_s
-        if self._p.train_spread:
+        if self._train_s is not None:
+            seconds = next(self._train_s)
+        elif self._p.train_spread:
             seconds *= float(self._random.lognormal(-(self._p.train_spread**2) / 2, self._p.train_spread))
         self._train_run += 1
         self._at(self._now + delay + seconds, self._trained, self._train_run, seconds)
@@ -191,7 +202,7 @@ class Simulation:
 
     def _publish(self, step: int) -> None:
         path = self._p.path
-        self._trained_at.append(self._now)
+        self.published_at.append(self._now)
         self._training = False
         if not self._p.load_beside_training:
             self._hold(path.seconds - path.gather_s, "weights")
@@ -276,9 +287,9 @@ class Simulation:
     def _result(self) -> Simulated:
         for engine in self._engines:
             engine.advance(self._now, self._p.token_s)
-        steps, now = len(self._trained_at), self._now
+        steps, now = len(self.published_at), self._now
         first, last = _steady(steps, self._p.rules.max_staleness + 1)
-        period = (self._trained_at[last] - self._trained_at[first]) / (last - first)
+        period = (self.published_at[last] - self.published_at[first]) / (last - first)
         return Simulated(
             steps=steps,
             seconds=now,

@@ -102,13 +102,24 @@ class Rooflines:
             return Stage(seconds, seconds, "longest responses")
         a = max(1.0, min(share * ahead, self.slots(gpus)))
         seconds = share * work.lengths.cut_mean * decode(a) / a + prefill
-        # No prompt is dropped: the slowest of a batch has to be there within max_staleness + 1 steps.
-        longest = _longest(work, work.responses) * decode(a) + prefill
         bound = decode.weights_s + decode.cache_s * a
         limit = "memory bandwidth" if bound > decode.compute_s * a else "FLOP/s"
         if decode.overhead_s > max(bound, decode.compute_s * a):
             limit = "engine overhead"
-        return Stage(seconds, longest, limit)
+        return Stage(seconds, self.slowest_prompt(engines, gpus, seconds), limit)
+
+    def slowest_prompt(self, engines: int, gpus: int, period: float) -> float:
+        """Seconds that the longest response of a batch decodes for when a step takes ``period`` seconds.
+
+        By Little's law an engine then has a sequences with a / decode(a) = the tokens a second that are asked of it.
+        No prompt is dropped: this one has to be there within max_staleness + 1 steps.
+        """
+        work, decode = self.work, self.decode(gpus)
+        asked = work.responses / engines * work.lengths.cut_mean / period
+        a, most = 1.0, self.slots(gpus)
+        for _ in range(50):
+            a = min(max(1.0, asked * decode(a)), most)
+        return _longest(work, work.responses) * decode(a) + self.prefill(gpus) * work.prompts / engines
 
     # -- judge, reference, driver ----------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The simulation against closed forms and published figures."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_a_trainer_that_fails_trains_again_from_its_checkpoint():
     assert number > 8
     # Each costs the restart, two steps on average since the checkpoint, and half of the step under way.
     assert found.seconds == pytest.approx(1500 + number * (7 + 2 + 0.5), rel=0.05)
+
+
+def test_given_times_take_the_place_of_draws():
+    """Alternating 1 and 3 seconds of sampling beside 2 of training, two steps ahead: training alone counts."""
+    pipe = paced(sample=1.0, train=0.0, staleness=2, steps=60)
+    found = Simulation(pipe, lengths=itertools.cycle((1.0, 3.0)), train_s=itertools.repeat(2.0)).run()
+    assert found.period == pytest.approx(2.0, rel=1e-6)
+    alone = Simulation(dataclasses.replace(pipe, rules=AdmissionRules(1, 0, steps=60)), 0,
+                       itertools.cycle((1.0, 3.0)), itertools.repeat(2.0)).run()  # fmt: skip
+    assert alone.seconds == pytest.approx(60 * 4.0)
 
 
 def test_ties_take_places_and_make_no_pairs():
