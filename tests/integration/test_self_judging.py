@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.inspect_sources import read_corpus
 from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
 
 RULE = "judge={kind: rule, rule: 'tests.rules:vowels'}"
@@ -31,7 +32,7 @@ def judged(head, overrides) -> Judged:
     """Two steps; the engines' context is long enough for questions."""
     words = overrides(
         "selfish", "run.steps=2", "evaluation.prompts=4", "evaluation.probe=2", "sampling.max_model_len=1536",
-        "judge={kind: llm, model: policy, min_mass: 0, tie_band: 0}",
+        "checkpoint.keep=1", "judge={kind: llm, model: policy, min_mass: 0, tie_band: 0}",
     )  # fmt: skip
     done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -60,7 +61,7 @@ def test_the_policy_judges_with_the_weights_that_it_has(judged):
     assert "policy: win rate" not in judged.output
 
 
-def test_its_candidates_are_judged_anew_once_and_the_run_is_left_alone(judged, overrides, head):
+def test_its_candidates_are_judged_anew_and_the_run_is_left_alone(judged):
     before = {p: p.read_bytes() for p in (judged.directory / "ledger").glob("*.jsonl")}
     output = judged.command("rejudge", RULE, "--apply")
     (directory,) = (judged.directory / "rejudged").iterdir()
@@ -79,34 +80,17 @@ def test_its_candidates_are_judged_anew_once_and_the_run_is_left_alone(judged, o
     assert "What became of it" in output
     lines = [json.loads(line) for line in (directory / "pairs.jsonl").read_text().splitlines()]
     assert len(lines) == drift["pairs"]["new"] > 0
-    # Again: nothing is asked twice, nothing of the run has changed.
-    judged.command("rejudge", RULE)
-    again = json.loads((directory / "report.json").read_text())
-    assert (again["asked"], again["remembered"]) == (0, 12)
-    assert again["drift"] == drift
     assert {p: p.read_bytes() for p in (judged.directory / "ledger").glob("*.jsonl")} == before
-    # What `rondo offline` makes of the pairs.
-    checked = run(
-        BIN / "python", "-c",
-        "import sys; from pathlib import Path; from pipelines.inspect_sources import read_corpus;"
-        "print(len(read_corpus(Path(sys.argv[1])).pairs))", directory / "pairs.jsonl",
-    )  # fmt: skip
-    assert int(checked.stdout) == len(lines)
+    assert len(read_corpus(directory / "pairs.jsonl").pairs) == len(lines)  # as other commands read them
 
 
-def test_its_versions_play_each_other_and_an_arena_goes_on(judged):
+def test_its_versions_play_each_other(judged):
     output = judged.command("arena", RULE)
     report = json.loads((judged.directory / "arena" / "report.json").read_text())
-    assert set(report["players"]) == {"initial", "step 1", "final"}
+    assert set(report["players"]) == {"initial", "final"}  # the one checkpoint that is kept is the final model
     assert report["anchor"] == "initial"
     assert {r["player"]: r["rating"] for r in report["ratings"]}["initial"] == 1000
     assert all(r["low"] <= r["rating"] <= r["high"] for r in report["ratings"])
     assert report["prompts"] == 4
-    assert report["judged"] == report["asked"] <= report["everybody"] == 4 * 3
-    assert "everybody against everybody takes 12" in output
-    answers = (judged.directory / "arena" / "answers.jsonl").read_bytes()
-    judged.command("arena", RULE)
-    again = json.loads((judged.directory / "arena" / "report.json").read_text())
-    assert again["asked"] == 0
-    assert again["ratings"] == report["ratings"]
-    assert (judged.directory / "arena" / "answers.jsonl").read_bytes() == answers
+    assert report["judged"] == report["asked"] <= report["everybody"] == 4
+    assert "everybody against everybody takes 4" in output

@@ -4,13 +4,17 @@ import asyncio
 import json
 import math
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from actors.faults import Faults
 from actors.judges.protocol import Arbiter, Ruling
 from actors.weights import WeightWriter
 from configs.loading import ConfigError, flatten, load_config, scientific
 from configs.runs import RunConfig
+from pipelines import arena
 from pipelines.arena import report_of
 from pipelines.contestants import Contestant, contestants
 from pipelines.matches import ROUND, play
@@ -50,8 +54,6 @@ class Planted(Arbiter):
 
 def answers(names, prompts, text=lambda name, prompt: f"{name} says"):
     def one(name, p):
-        from dataclasses import replace
-
         return replace(candidate(p.id), id=f"{name}/{p.id}", player=name, text=text(name, p.id))
 
     return {name: {p.id: one(name, p) for p in prompts} for name in names}
@@ -118,6 +120,42 @@ def test_a_judge_that_fails_at_everything_gives_no_table(tmp_path):
     assert len(games) == 40
     with pytest.raises(JudgeError, match="failed at all 40 matches"):
         report_of("planted", 40, players("a", "b"), games, 40, tmp_path, 1.0)
+
+
+def test_answers_are_sampled_once_and_a_prompt_that_is_too_long_for_one_is_nobodys(recorded, tmp_path, monkeypatch):
+    """Two architectures: the second cannot take the last prompt."""
+    _, config = recorded
+    one, two = Path("one"), Path("two")
+    cast = [Contestant("a", one, "A"), Contestant("b", one, "B", tmp_path), Contestant("c", two, "C")]
+    sampled = []
+
+    async def heldout(config):
+        return PROMPTS[:3] if config.model.path == "one" else PROMPTS[:2]
+
+    async def sample(config, missing, logs, faults, progress):
+        for player, prompts in missing.items():
+            for p in prompts:
+                sampled.append((player.name, p.id))
+                yield player, replace(candidate(p.id), id=f"{player.identity}/{p.id}", player=player.name)
+
+    monkeypatch.setattr(arena, "_heldout", heldout)
+    monkeypatch.setattr(arena, "_sample", sample)
+
+    def answered(players):
+        sampled.clear()
+        return asyncio.run(arena._answers(config, players, tmp_path, Faults(config.recovery), Silent()))
+
+    prompts, found = answered(cast[:2])
+    assert len(sampled) == 6
+    prompts, again = answered(cast)
+    assert sampled == [("c", "p00"), ("c", "p01")]  # one player more costs what it costs
+    assert [p.id for p in prompts] == ["p00", "p01"]
+    assert again["a"] == found["a"]
+    assert set(again["b"]) == {"p00", "p01", "p02"}
+    warmer = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"temperature": 0.9})})
+    sampled.clear()
+    asyncio.run(arena._answers(warmer, cast[:1], tmp_path, Faults(config.recovery), Silent()))
+    assert len(sampled) == 3  # other answers
 
 
 # -- players ---------------------------------------------------------------------------------------------------------
