@@ -7,11 +7,12 @@ texts and tokens. An interrupted comparison finds there what it has paid for. Wh
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter
 
@@ -20,7 +21,7 @@ from actors.judges.protocol import Arbiter, Rater, Ruling
 from configs.judges import ImplicitJudge, Judge, LlmJudge, RewardModelJudge, RuleJudge, singles
 from configs.judging import JudgeSection
 from configs.loading import scientific
-from pipelines.ledger import Journal
+from pipelines.journal import Journal, LedgerError
 from preference.panel import Opinion
 from preference.types import (
     CandidateGroup,
@@ -40,10 +41,12 @@ _judgements: TypeAdapter[tuple[Judgement, ...]] = TypeAdapter(tuple[Judgement, .
 
 
 class Memory:
-    """What one judge has said, by what it was asked. One process at a time; ``close`` it."""
+    """What one judge has said, by what it was asked; ``close`` it."""
 
     def __init__(self, path: Path) -> None:
+        """Raises LedgerError where another process has it open, or where it is damaged."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path.with_name(path.name + ".lock"))
         self._journal, self._open = Journal(path), True
         records = list(self._journal)
         self._known: dict[str, dict[str, Any]] = {r["key"]: r for r in records if not _failed(r)}
@@ -80,6 +83,7 @@ class Memory:
         if self._open:
             self._open = False
             self._journal.close()
+            self._lock.close()
 
 
 class RememberingArbiter(Arbiter):
@@ -159,6 +163,19 @@ def costs(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
                 seen.add(key)
                 found[judgement["judge"]["definition_hash"]] += judgement["cost"]
     return found
+
+
+def _locked(path: Path) -> IO[str]:
+    """Held until the file is closed, or its process dies."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise LedgerError(
+            f"{path.parent} is in use by another process that judges the same: wait until it has ended"
+        ) from None
+    return file
 
 
 def question_key(prompt: Prompt, responses: Sequence[Response]) -> str:

@@ -53,7 +53,7 @@ def test_the_policy_judges_with_the_weights_that_it_has(judged):
     assert set(losses(judged.directory)) == {1, 2}
     assert all(pairs(judged.directory).values())
     # Held-out answers are the second judge's alone.
-    kept = sorted(p.name for p in (judged.directory / "ledger").glob("heldout-*"))
+    kept = sorted(p.name for p in (judged.directory / "ledger").glob("heldout-*.jsonl"))
     assert kept == ["heldout-second-judge.jsonl"]
     said = [j for r in journal(judged.directory, "heldout-second-judge") for j in r["judgements"]]
     assert {j["judge"]["name"] for j in said} == {"tests.rules:short"}

@@ -7,7 +7,7 @@ import pytest
 
 from actors.judges.combined import Comparing, Rated
 from configs.judges import HttpJudge, RuleJudge
-from pipelines.journal import Journal
+from pipelines.journal import Journal, LedgerError
 from pipelines.judged import judgement_record
 from pipelines.judges import costs_of, spent_on
 from pipelines.remembered import Memory, costs, judge_identity, remembering
@@ -103,6 +103,15 @@ def test_what_comes_after_the_end_is_not_written_to_whatever_file_has_its_place(
         other.write(b"mine")
     assert (tmp_path / "other").read_bytes() == b"mine"
     assert (tmp_path / "judgements.jsonl").read_bytes() == b""
+
+
+def test_two_processes_do_not_buy_the_same_side_by_side(tmp_path):
+    path = tmp_path / "judgements.jsonl"
+    first = Memory(path)
+    with pytest.raises(LedgerError, match="in use by another process"):
+        Memory(path)
+    first.close()
+    Memory(path).close()
 
 
 def test_failures_are_tried_again_but_their_cost_is_remembered(tmp_path):
