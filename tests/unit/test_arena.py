@@ -1,6 +1,7 @@
 """The arena over a judge that says what a test has planted: rounds, identical answers, failures, players of a run."""
 
 import asyncio
+import io
 import json
 import math
 import random
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from actors.faults import Faults
 from actors.judges.protocol import Arbiter, Ruling
@@ -21,6 +23,7 @@ from pipelines.matches import ROUND, play
 from pipelines.output import write_json
 from pipelines.record import RunRecord, write_record
 from pipelines.recorded import arena_config, recorded_sections
+from pipelines.tables import show_arena
 from preference.types import JudgeFailure, Outcome, Verdict, Version
 from tests.factories import JUDGE, candidate, prompt
 from tests.unit.test_config import QUICKSTART
@@ -29,6 +32,8 @@ from tests.unit.test_config import QUICKSTART
 class Silent:
     def stage(self, *args):
         pass
+
+    message = warning = stage
 
 
 class Planted(Arbiter):
@@ -156,6 +161,40 @@ def test_answers_are_sampled_once_and_a_prompt_that_is_too_long_for_one_is_nobod
     sampled.clear()
     asyncio.run(arena._answers(warmer, cast[:1], tmp_path, Faults(config.recovery), Silent()))
     assert len(sampled) == 3  # other answers
+
+
+def test_an_arena_from_answers_to_its_table(recorded, tmp_path, monkeypatch):
+    _, config = recorded
+    cast = [Contestant(name, tmp_path / "base", name) for name in ("initial", "b\x1b[31m", "c")]
+    strength = dict(zip([c.name for c in cast], (0.0, 3.0, 6.0), strict=True))
+    judges = []
+
+    async def given(*_):
+        return PROMPTS, answers(list(strength), PROMPTS)
+
+    def start(*_):
+        judges.append(Planted(strength))
+        return judges[-1]
+
+    for name, stub in (("_answers", given), ("start_arbiter", start)):
+        monkeypatch.setattr(arena, name, stub)
+    for name in ("pipelines.session.join_cluster", "pipelines.doctor.refuse_unfit", "actors.quiet.quiet_driver"):
+        monkeypatch.setattr(name, lambda *_, **__: None)
+
+    def held():
+        return asyncio.run(arena.arena(config, cast, tmp_path / "arena", Silent()))
+
+    first, second = held(), held()
+    assert first.asked == len(judges[0].asked) == first.judged < first.everybody == 120
+    assert (second.asked, judges[1].asked) == (0, [])  # nothing is bought twice
+    assert second.ratings == first.ratings
+    assert json.loads((tmp_path / "arena" / "report.json").read_text())["players"] == {n: n for n in strength}
+    console = Console(file=io.StringIO(), width=110)
+    show_arena(first, console)
+    shown = console.file.getvalue()
+    assert "initial is at 1000" in shown
+    assert f"{first.judged} matches were judged, everybody against everybody takes 120" in shown
+    assert "\x1b" not in shown
 
 
 # -- players ---------------------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from actors.judges.combined import Comparing
 from actors.judges.errors import JudgeError
@@ -21,6 +23,7 @@ from pipelines.ledger import Ledger
 from pipelines.record import RunRecord, read_record, write_record
 from pipelines.rejudge import matches_of, rejudge, rejudge_config
 from pipelines.remembered import Memory
+from pipelines.tables import show_rejudged
 from preference.pairing import next_matches
 from preference.types import CandidateGroup, JudgedGroup, JudgeFailure, JudgeInfo, Match, Outcome, Verdict
 from tests.factories import JUDGE, candidate, prompt
@@ -149,6 +152,18 @@ def test_the_old_matches_are_asked_first_and_then_what_the_new_judge_needs(run_d
     saved = json.loads((run_dir / "rejudged" / report.directory.rpartition("/")[2] / "report.json").read_text())
     assert saved["drift"]["verdicts"]["flipped"] == len(old)
     assert saved["new"]["metrics"]["agreement"] is None  # not a number
+    console = Console(file=io.StringIO(), width=130)
+    show_rejudged(report, console)
+    shown = console.file.getvalue()
+    for words in (
+        "run judged anew: 2 prompts",
+        "hash of the new one",
+        "flipped",
+        "Cohen's kappa",
+        "0.70",
+        report.directory,
+    ):
+        assert words in shown
 
 
 def test_an_interrupted_rejudging_goes_on_from_what_it_paid_for(again):
