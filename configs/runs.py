@@ -19,13 +19,13 @@ from configs.schema import (
     Checkpointing,
     Data,
     Deadlines,
-    Recovery,
     Evaluation,
     Group,
     Model,
     Optimizer,
     Pairing,
     Prompts,
+    Recovery,
     Reference,
     Resources,
     Run,
@@ -176,8 +176,8 @@ class RunConfig(TrainingConfig):
         if any(asks_policy(judge) for _, judge in named) and self.evaluation.judge is None:
             raise ValueError(
                 "judge.model = policy without evaluation.judge: the policy must not judge its own held-out answers, so "
-                "name an independent judge of them, e.g. evaluation.judge={kind: llm, model: initial}, a frozen copy of "
-                "the initial model"
+                "name an independent judge of them, e.g. evaluation.judge={kind: llm, model: initial}, a frozen copy "
+                "of the initial model"
             )
         if people is not None and people.mode == "labels":
             if not isinstance(self.judge, HumanJudge):

@@ -244,7 +244,7 @@ class Tracking(Section):
     registered_model: str = ""
     """Name in the model registry for the final model; empty: the run's name."""
     trace_judgements: Annotated[int, Field(ge=0)] = 4
-    """Prompts of a step whose judgements become traces in MLflow; every one that people judge does, whatever this is."""
+    """Prompts of a step whose judgements become traces in MLflow; every one that people judge does in any case."""
     parent: str = Field("", pattern=r"^[^'`]*$")
     """Name of a run in the experiment that this one is nested under, as those of a sweep are; made if it is missing."""
 

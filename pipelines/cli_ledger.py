@@ -21,7 +21,8 @@ def status(run: str, as_json: bool, root: str) -> None:
     from pipelines.status import status as tell
 
     try:
-        tell(_run_dir(run, root), Console(highlight=False), as_json=as_json)
+        width = None if sys.stdout.isatty() else 200  # a file or pipe has no width to wrap at
+        tell(_run_dir(run, root), Console(highlight=False, width=width), as_json=as_json)
     except Exception as error:
         _stop(error)
 

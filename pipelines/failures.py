@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def is_expected(error: Exception) -> bool:
     """True for errors whose message names the cause and the fix."""
-    from actors.judges.errors import JudgeError
     from actors.faults import StageFailed
+    from actors.judges.errors import JudgeError
     from actors.stream import TrainerFailed
     from actors.weights import WeightsError
     from configs.loading import ConfigError

@@ -11,18 +11,23 @@ import pytest
 from hypothesis import strategies as st
 
 from configs.judges import HumanJudge
+from configs.loading import load_config
+from configs.runs import RunConfig
 from pipelines.annotate.exchange import import_labels
 from pipelines.annotate.reading import read_gold
 from pipelines.annotate.reading import read_items as read_tasks
+from pipelines.checks import inputs
 from pipelines.data import DataRules, read_items
 from pipelines.data.encode import Encoder
 from pipelines.inspect_sources import read_corpus
+from pipelines.score import _choices, _holds_candidates
 from tests.fuzz.hostile import encoded, garbled, line_files, mutants
 from tests.fuzz.trial import fuzzed, rows, tried
 from tests.tiny import _tokenizer
 from tests.unit.annotating import store
 
 DATA = Path(__file__).parents[1] / "data"
+ROOT = DATA.parents[1]
 
 
 def _shared(name: str) -> list[dict]:
@@ -110,6 +115,45 @@ def test_files_of_what_people_judge(folder, data, mode):
     tried("annotation items", lambda: read_tasks(path, mode), "tasks.jsonl")
     judge = HumanJudge(kind="human", gold=str(path), mode=mode or "pairs")
     tried("gold items", lambda: read_gold(judge), "tasks.jsonl")
+
+
+CHOICES = [
+    {"id": "1", "prompt": "Which city?", "responses": ["Paris.", "Rome."]},
+    {"prompt": [CHAT[0]], "responses": ["a"]},
+]
+
+
+@fuzzed(0.03, line_files(CHOICES))
+def test_candidates_to_score(folder, tokenizer, data):
+    path = folder / "candidates.jsonl"
+    path.write_bytes(data)
+    holds = _holds_candidates(path)
+    assert holds in (True, False)
+    encoder = Encoder(tokenizer, 512, [2], DataRules(max_prompt_tokens=64, max_response_tokens=32))
+    tried("candidates to score", lambda: _choices(path, encoder), "candidates.jsonl")
+
+
+HEADER = {"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__metadata__": {"format": "pt"}}
+
+
+@fuzzed(0.03, st.data())
+def test_model_directories(folder, data):
+    """What the doctor reads of a model before anything starts."""
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    header = data.draw(encoded(mutants([HEADER])))
+    whole = {
+        "model.safetensors": len(header).to_bytes(8, "little") + header + bytes(24),
+        "config.json": b'{"vocab_size": 512, "eos_token_id": 2}',
+        "tokenizer_config.json": b'{"chat_template": "{{ messages }}"}',
+        "model.safetensors.index.json": b'{"weight_map": {"w": "model.safetensors"}}',
+    }
+    victim = data.draw(st.sampled_from(sorted(whole)))
+    whole[victim] = data.draw(garbled([whole[victim]]) | st.just(whole[victim]) | encoded(mutants([HEADER])))
+    for name, content in whole.items():
+        (model / name).write_bytes(content)
+    config = load_config(RunConfig, ROOT / "configs" / "quickstart.yaml", [f"model.path={model}"])
+    tried("model directory", lambda: [*inputs.model(config), inputs.parameters(config)])
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,15 @@ import torch
 from hypothesis import strategies as st
 
 from actors.weights import WeightFiles, WeightWriter
+from configs.schema import Checkpointing
+from pipelines.checkpoints import MARK, damage, newest_whole, read_manifest
 from pipelines.data import DataRules
 from pipelines.data.runs import pairs_of_run, record_of
 from pipelines.gc import needless
 from pipelines.inspect_sources import read_corpus
 from pipelines.journal import encode_line
-from pipelines.ledger import Ledger, RunRecord, complete_checkpoints, read_record, write_record
+from pipelines.ledger import Ledger, RunRecord, read_record, write_record
+from pipelines.lock import owner_of, owners
 from pipelines.status import read_status
 from pipelines.verify import audit
 from preference.pairing import PairingRules, make_items
@@ -51,9 +54,11 @@ def _write(path: Path) -> None:
         if step == 1:
             ledger.trained(step, "0.1", 0.5)
             ledger.evaluated(0, [groups[0].group])
+            partial = ledger.checkpoints.begin(1)
+            (partial / "state").mkdir()
+            (partial / "state" / "rank-0").write_bytes(b"weights of the first rank")
+            ledger.checkpoints.seal(partial, 1, "0.1", (), Checkpointing())
     ledger.close()
-    (path / "checkpoints" / "step-000001").mkdir(parents=True)
-    (path / "checkpoints" / "step-000001" / "complete.json").write_text('{"step": 1}')
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +147,36 @@ def test_run_records(whole, tmp_path_factory, data):
 
 
 @fuzzed(0.03, st.data())
-def test_completion_markers_of_checkpoints(whole, tmp_path_factory, data):
+def test_checkpoints(whole, tmp_path_factory, data):
     run = _copy(whole, tmp_path_factory)
-    marker = run / "checkpoints" / "step-000001" / "complete.json"
-    raw = json.loads(marker.read_text())
-    marker.write_bytes(
-        data.draw((mutants([raw]) | VALUES).map(lambda v: json.dumps(v).encode()) | garbled([marker.read_bytes()]))
-    )
-    tried("completion marker", lambda: complete_checkpoints(run), "checkpoints")
+    checkpoint = run / "checkpoints" / "step-000001"
+    before, known = contents(checkpoint), read_manifest(checkpoint)
+    victim = checkpoint / data.draw(st.sampled_from([MARK, MARK, "state/rank-0"]))
+    found = garbled([victim.read_bytes()])
+    if victim.name == MARK:
+        found |= encoded(mutants([json.loads(victim.read_text())]) | VALUES)
+    victim.write_bytes(data.draw(found))
+    wrong = tried("checkpoint", lambda: damage(checkpoint) or "whole")
+    if wrong == "whole":
+        assert read_manifest(checkpoint) == known
+        assert {n: d for n, d in contents(checkpoint).items() if n != MARK} == {
+            n: d for n, d in before.items() if n != MARK
+        }, "damage went unnoticed"
+    else:
+        assert str(checkpoint) in str(wrong)
+        assert newest_whole(run) is None
+        tried("manifest", lambda: read_manifest(checkpoint), MARK)
     _readers(run)
+
+
+@fuzzed(0.02, st.data())
+def test_what_owners_left(whole, tmp_path_factory, data):
+    run = _copy(whole, tmp_path_factory)
+    victim = data.draw(st.sampled_from(sorted((run / "owners").iterdir())))
+    raw = json.loads(victim.read_text())
+    victim.write_bytes(data.draw(encoded(mutants([raw]) | VALUES) | garbled([victim.read_bytes()])))
+    tried("owner", lambda: [str(o) for o in (*owners(run), owner_of(run))], "owners")
+    _opened(run)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,20 @@ def test_the_same_seed_gives_the_same_pairs_and_losses(finished, stopped):
     assert pairs(stopped.directory) == {step: pairs(finished.directory)[step] for step in (1, 2)}
 
 
+def test_whole_and_stopped_runs_pass_the_audit_and_say_how_they_stand(finished, stopped):
+    for run_dir, words in ((finished.directory, ("finished", "3 of 3")), (stopped.directory, ("stopped", "2 of 3"))):
+        audited = CliRunner().invoke(main, ["verify", str(run_dir)])
+        assert audited.exit_code == 0, audited.output
+        assert "no breaches" in audited.output
+        assert " items scored" in audited.output
+        assert " steps in MLflow" in audited.output
+        told = CliRunner().invoke(main, ["status", str(run_dir)]).output
+        assert all(word in told for word in words), told
+        assert "told to stop" in told or "finished" in told
+    kept = CliRunner().invoke(main, ["gc", str(finished.directory), "--dry-run"])
+    assert "superseded checkpoint" in kept.output
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
