@@ -1,6 +1,8 @@
 """What a run tells Prometheus: figures of the loop beside Ray's own, through the metrics port of the driver's node.
 
-Ray puts ``ray_`` before every name and ``_total`` behind a counter's (``exported``).
+Ray puts ``ray_`` before every name and ``_total`` behind a counter's (``exported``). It knows only the buckets of a
+histogram, and makes its sum from their middles: what is added up or averaged is a counter. A gauge lives with its
+process.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ STEPS = Metric("rondo_steps", "counter", "Iterations done, those without a pair 
 PAIRS = Metric("rondo_pairs", "counter", "Pairs (or labelled responses) trained on")
 PROMPTS = Metric("rondo_prompts", "counter", "Prompts by what became of them", ("fate",))
 TOKENS = Metric("rondo_tokens", "counter", "Tokens that a stage worked on", ("stage",))
-STAGE_SECONDS = Metric("rondo_stage_seconds", "histogram", "Wall time of a stage in an iteration, seconds", ("stage",))
+STAGE_SECONDS = Metric(
+    "rondo_stage_seconds", "counter", "Wall time of a stage, seconds; stages may overlap", ("stage",)
+)
 STEP_SECONDS = Metric("rondo_step_seconds", "histogram", "Wall time of an iteration, seconds")
 STEP = Metric("rondo_step", "gauge", "Newest optimizer step")
 QUEUE = Metric("rondo_queue_items", "gauge", "Items that a running stage has still to do", ("stage",))

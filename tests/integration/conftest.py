@@ -71,6 +71,7 @@ def head() -> Iterator[Head]:
     words += [f"--object-store-memory={200 * 2**20}", f"--temp-dir={directory}"]
     # as in an activated environment
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RONDO_JUDGE_API_KEY": JUDGE_KEY}
+    env["RAY_metrics_report_interval_ms"] = "2000"  # 10 s, otherwise
     started = subprocess.run(words, capture_output=True, text=True, env=env)
     assert started.returncode == 0, started.stderr
     yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", Path(directory))

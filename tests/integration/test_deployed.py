@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from pipelines.ledger import read_record
 from pipelines.metrics import METRICS
 from tests.endpoint import Request, Server, completion, endpoint
-from tests.integration.conftest import BIN, JUDGE_KEY, ROOT, TINY, free_port, run
+from tests.integration.conftest import BIN, JUDGE_KEY, ROOT, TINY, free_port, losses, run
 
 VISIBLE = "this-one-is-found"  # a name that is no secret: the search finds what is there
 
@@ -70,28 +71,39 @@ def read(url: str) -> str:
         return str(answer.read().decode())
 
 
+def scraped(port: int) -> str:
+    """What a scrape finds, once the figures of the step have reached the node's agent."""
+    deadline = time.monotonic() + 45
+    while "ray_rondo_loss{" not in (text := read(f"http://127.0.0.1:{port}/metrics")):
+        assert time.monotonic() < deadline, "the metrics of the step never arrived"
+        time.sleep(0.2)
+    return text
+
+
 @pytest.fixture(scope="module")
 def deployed(head, overrides, tracking, ray_here) -> Iterator[Deployed]:
     directory, uri = tracking
-    with endpoint(grade) as judge:
+    words = overrides("deployed", "run.steps=1", "evaluation.prompts=2", "evaluation.probe=0")
+    run_dir = Path(next(w.partition("=")[2] for w in words if w.startswith("run.root="))) / "deployed"
+    port = ray_here.nodes()[0]["MetricsExportPort"]
+    metrics: list[str] = []
+
+    def script(request: Request) -> Any:
+        """Gauges go with their process: they are looked at while the answers after the step are judged."""
+        if not metrics and (run_dir / "ledger" / "steps.jsonl").exists() and losses(run_dir):
+            metrics.append(scraped(port))
+        return grade(request)
+
+    with endpoint(script) as judge:
         asked = f"{{kind: http, url: '{judge.url}', model: m, mode: pointwise, api_key_env: RONDO_JUDGE_API_KEY}}"
-        words = overrides("deployed", f"judge={asked}", "run.steps=1", "evaluation.prompts=2", "evaluation.probe=0")
         # The submitter's own secrets must stay with it as well.
         env = {"OPENAI_API_KEY": JUDGE_KEY, "MLFLOW_TRACKING_PASSWORD": JUDGE_KEY}
-        words += [f"tracking.uri={uri}", f"tracking.experiment={VISIBLE}"]
+        words += [f"judge={asked}", f"tracking.uri={uri}", f"tracking.experiment={VISIBLE}"]
         done = run(BIN / "rondo", "submit", TINY, *words, "--address", head.dashboard, **env)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-        port = ray_here.nodes()[0]["MetricsExportPort"]
-        pages = (
-            "api/jobs/",
-            "api/v0/actors?detail=1&limit=1000",
-            "api/v0/runtime_envs?detail=1",
-            "api/v0/workers?detail=1",
-        )
-        jobs = "\n".join(read(f"{head.dashboard}/{page}") for page in pages)
-        root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-        metrics = read(f"http://127.0.0.1:{port}/metrics")
-        yield Deployed(done.stdout + done.stderr, Path(root) / "deployed", directory, uri, judge, jobs, metrics)
+        pages = [f"api/v0/{what}?detail=1&limit=1000" for what in ("actors", "runtime_envs", "workers")]
+        jobs = "\n".join(read(f"{head.dashboard}/{page}") for page in ("api/jobs/", *pages))
+        yield Deployed(done.stdout + done.stderr, run_dir, directory, uri, judge, jobs, metrics[0])
 
 
 def test_the_job_runs_and_is_followed_to_its_end(deployed):
@@ -169,8 +181,10 @@ def test_prometheus_finds_the_metrics_by_the_names_that_dashboard_and_alerts_use
     assert values["ray_rondo_pairs_total"] >= 1
 
 
-_NOT_HERE = {"ray_rondo_faults_total", "ray_rondo_judge_cost_total", "ray_rondo_judge_flip_rate"}
-"""What this run has none of: lost actors, prices, verdicts that could flip."""
+_NOT_HERE = {
+    "ray_rondo_faults_total", "ray_rondo_judge_cost_total", "ray_rondo_judge_flip_rate", "ray_rondo_win_rate",
+}  # fmt: skip
+"""What the run has none of by then: lost actors, prices, verdicts that could flip, a win rate."""
 
 
 def _labelled(text: str) -> str:
