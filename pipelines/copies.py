@@ -4,10 +4,11 @@
       owners/000003.json                           who makes them (``pipelines.lock``)
       run/000003.json                              run.json as owner 3 wrote it last
       ledger/steps/000003-000000000004096          what owner 3 committed to a journal from that byte on
+      files/000003/config.yaml                     small files that change as a whole
       checkpoints/step-000008/000003/trainer/...   files as owner 3 wrote them, and last of all complete.json
       model/000003/...                             the exported model, likewise
 
-Every object is written once, but for the records of owner and run, and under the writer's own token: what a process
+Every object is written once, but for records and small files, and under the writer's own token: what a process
 that was declared dead may still write lies beside what counts, never in it.
 """
 
@@ -25,10 +26,10 @@ from configs.schema import Checkpointing
 from pipelines.checkpoints import MARK, Manifest, complete_checkpoints, read_manifest
 from pipelines.journal import LedgerError
 from pipelines.keeping import MEASURED, Measured, kept_steps
-from pipelines.ledger import JOURNALS, Ledger
+from pipelines.ledger import Ledger
 from pipelines.lock import Lease
 from pipelines.record import RECORD, read_record
-from pipelines.restore import Copied, copied_checkpoints, pieces
+from pipelines.restore import EVENTS, FILES, PLACES, Copied, copied_checkpoints, pieces
 from pipelines.storage import Storage, open_storage
 
 PIECE = 32 * 2**20  # most bytes of a journal in one object
@@ -43,9 +44,10 @@ class Copies:
         self, ledger: Ledger, storage: Storage, lease: Lease, rules: Checkpointing, say: Callable[[str], None]
     ) -> None:
         self._ledger, self._storage, self._lease, self._rules, self._say = ledger, storage, lease, rules, say
-        self._copied = dict.fromkeys(JOURNALS, 0)
+        self._copied = dict.fromkeys(PLACES, 0)
         self._known: set[Copied] | None = None  # until the storage has been asked
         self._record = b""
+        self._small: dict[str, bytes] = {}
         self._measured: Measured | None = None
         self._model = False
         self._busy: Path | None = None
@@ -88,7 +90,9 @@ class Copies:
         self._lease.check()
         if self._known is None:
             self._find_copied()
+        files = self._files()
         self._copy_journals()
+        self._copy_small(files)
         self._copy_record()
         self._copy_checkpoints()
         self._copy_model()
@@ -120,7 +124,7 @@ class Copies:
         for name, found in pieces(self._storage).items():
             self._copied[name] = found[-1][1] if found else 0  # it reaches that far, and further by its last piece
         known = set(copied_checkpoints(self._storage))
-        for name, size in self._ledger.sizes().items():
+        for name, size in self._sizes().items():
             start = self._copied[name] = min(self._copied[name], size)
             self._storage.put(self._piece(name, start), b"")  # from here on only what this owner writes counts
         self._known = known
@@ -128,14 +132,37 @@ class Copies:
     def _piece(self, journal: str, start: int) -> str:
         return f"ledger/{journal}/{self._lease.token:06d}-{start:015d}"
 
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every journal that may be copied."""
+        events = self._ledger.run_dir / PLACES[EVENTS]
+        return {EVENTS: events.stat().st_size if events.exists() else 0, **self._ledger.sizes()}
+
     def _copy_journals(self) -> None:
-        for name, size in self._ledger.sizes().items():
-            with (self._ledger.run_dir / "ledger" / f"{name}.jsonl").open("rb") as file:
+        for name, size in self._sizes().items():
+            if self._copied[name] == size:
+                continue
+            with (self._ledger.run_dir / PLACES[name]).open("rb") as file:
                 while (start := self._copied[name]) < size:
                     file.seek(start)
                     piece = file.read(min(PIECE, size - start))
+                    piece = piece[: piece.rfind(b"\n") + 1]
+                    if not piece:  # events are still being written
+                        break
                     self._storage.put(self._piece(name, start), piece)
                     self._copied[name] += len(piece)
+
+    def _files(self) -> dict[str, bytes]:
+        found = {}
+        for name in FILES:
+            with suppress(FileNotFoundError):
+                found[name] = (self._ledger.run_dir / name).read_bytes()
+        return found
+
+    def _copy_small(self, files: dict[str, bytes]) -> None:
+        for name, content in files.items():
+            if self._small.get(name) != content:
+                self._storage.put(f"files/{self._lease.token:06d}/{name}", content)
+                self._small[name] = content
 
     def _copy_record(self) -> None:
         record = (self._ledger.run_dir / RECORD).read_bytes()

@@ -20,6 +20,11 @@ from pipelines.record import RECORD, parse_record
 from pipelines.storage import DirectoryStorage, Storage, StorageError, open_storage
 
 _RESTORING = "restoring"
+EVENTS = "events"
+PLACES = {**{name: f"ledger/{name}.jsonl" for name in JOURNALS}, EVENTS: "tracking/events.jsonl"}
+"""Where each journal that is copied lies in a run directory: the ledger's, and what tracking has measured."""
+FILES = ("config.yaml", "tracking/delivered.json")
+"""Small files that are copied whole. What says how far MLflow has got is never ahead of the events."""
 _CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/(\d+)/" + re.escape(MARK))
 
 
@@ -65,12 +70,13 @@ def restore(storage: Storage, run_dir: Path, say: Callable[[str], None]) -> bool
     try:
         with saving("what is restored", run_dir):
             (run_dir / _RESTORING).touch()
-            for folder in ("ledger", "checkpoints", "model"):
+            for folder in ("ledger", "checkpoints", "tracking", "model"):
                 shutil.rmtree(run_dir / folder, ignore_errors=True)
                 (run_dir / folder).mkdir()
             (run_dir / "model").rmdir()
             say(f"restoring {run_dir} from {storage.url}")
             _restore_journals(storage, run_dir)
+            _restore_files(storage, run_dir)
             _restore_checkpoint(storage, run_dir, say)
             if measured := storage.get(MEASURED):
                 replace_file(run_dir / MEASURED, measured)
@@ -89,7 +95,7 @@ def restore(storage: Storage, run_dir: Path, say: Callable[[str], None]) -> bool
 
 def pieces(storage: Storage) -> dict[str, list[tuple[int, int, str]]]:
     """(token, first byte, key) of every journal's pieces, in the order in which they are laid over each other."""
-    found: dict[str, list[tuple[int, int, str]]] = {name: [] for name in JOURNALS}
+    found: dict[str, list[tuple[int, int, str]]] = {name: [] for name in PLACES}
     for key in storage.keys("ledger/"):
         _, name, piece = key.split("/")
         token, _, start = piece.partition("-")
@@ -118,7 +124,14 @@ def _restore_journals(storage: Storage, run_dir: Path) -> None:
                 raise StorageError(f"{storage.url}: journal {name} lacks its bytes from {len(content)} to {start}")
             del content[start:]  # what an owner wrote after another had taken over
             content += storage.get(key) or b""
-        replace_file(run_dir / "ledger" / f"{name}.jsonl", bytes(content))
+        replace_file(run_dir / PLACES[name], bytes(content))
+
+
+def _restore_files(storage: Storage, run_dir: Path) -> None:
+    for key in storage.keys("files/"):  # in the order of their owners
+        name = key.split("/", 2)[2]
+        if name in FILES:
+            replace_file(run_dir / name, storage.get(key) or b"")
 
 
 def copied_checkpoints(storage: Storage) -> list[Copied]:

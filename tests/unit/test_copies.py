@@ -12,11 +12,11 @@ from configs.runs import RunConfig
 from configs.schema import Checkpointing
 from pipelines.checkpoints import checkpoint_dir, complete_checkpoints, damage
 from pipelines.copies import Copies, open_copies
-from pipelines.journal import LedgerError, read_lines
-from pipelines.ledger import JOURNALS, Ledger
+from pipelines.journal import Journal, LedgerError, read_lines
+from pipelines.ledger import Ledger
 from pipelines.lock import Lease, Owners, owners
 from pipelines.record import RunRecord, read_record, write_record
-from pipelines.restore import restore, restore_run
+from pipelines.restore import FILES, PLACES, restore, restore_run
 from pipelines.storage import open_storage
 from tests.factories import judged, prompt
 from tests.s3 import s3_server
@@ -44,6 +44,9 @@ class Run:
     def __init__(self, run_dir, url, attempt=1, say=print):
         self.ledger = Ledger(run_dir, attempt)
         write_record(run_dir, replace(read_record(run_dir) or RECORD, attempts=attempt))
+        (run_dir / "tracking").mkdir(exist_ok=True)
+        self.events = Journal(run_dir / "tracking" / "events.jsonl")
+        (run_dir / "config.yaml").write_text("run: {}")
         self.storage = open_storage(url, "run")
         lease = Lease(self.storage, self.ledger.lock.owner, 30, say)
         self.copies = Copies(self.ledger, self.storage, lease, RULES, say)
@@ -51,6 +54,9 @@ class Run:
     def step(self, number, *, checkpoint=False):
         self.ledger.judged(number, judged([0.1, 0.7], f"p{number}"))
         self.ledger.prepared(number, [f"pair{number}"])
+        self.events.append({"event": "stepped", "step": number})
+        self.events.commit()
+        (self.ledger.run_dir / "tracking" / "delivered.json").write_text(f"{number}")
         self.ledger.trained(number, f"0.{number}", 0.5)
         if checkpoint:
             partial = self.ledger.checkpoints.begin(number)
@@ -69,7 +75,7 @@ class Run:
 
 
 def journals(run_dir):
-    return {name: (run_dir / "ledger" / f"{name}.jsonl").read_bytes() for name in JOURNALS}
+    return {name: (run_dir / name).read_bytes() for name in (*PLACES.values(), *FILES)}
 
 
 def test_an_empty_disk_gets_everything_back_and_the_run_goes_on(tmp_path, url):
