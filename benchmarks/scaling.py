@@ -92,28 +92,28 @@ def main() -> None:
         for title, assumed in LADDER:
             plan = planner(nodes, prompts, assumed)
             rows.append(row(title, plan, best_layout(plan), options.steps))
-            show(rows[-1])
+            print(line(rows[-1]), flush=True)
         one = best_layout(plan, 1)
         rows.append(row("the same, one step ahead", plan, one, options.steps))
-        show(rows[-1])
+        print(line(rows[-1]), flush=True)
         spare = {"order": "finished", "spare": prompts // 4}
         rows.append(row("and a quarter more prompts, stragglers dropped", plan, one, options.steps, **spare))
-        show(rows[-1])
+        print(line(rows[-1]), flush=True)
     nodes, prompts = SIZES[1]
     weak = planner(nodes, prompts, {**LADDER[-1][1], "reliability": {"gpu_mtbf_hours": 20}})
     rows.append(row("GPUs that fail every 20 hours", weak, best_layout(weak), 5 * options.steps))
-    show(rows[-1])
+    print(line(rows[-1]), flush=True)
     save("scaling", {"steps": options.steps, "rows": rows})
 
 
-def show(r: dict[str, Any]) -> None:
-    """As a line of the table in docs/scaling.md."""
+def line(r: dict[str, Any]) -> str:
+    """Of the table in docs/scaling.md."""
     waits = ", ".join(f"{name} {share:.0%}" for name, share in r["trainer_waits_for"].items())
-    groups = " + ".join(f"{n}" for n in r["groups"].values())
-    print(
-        f"| {r['gpus']:,} | {r['what']} | {groups} | {r['staleness']} | {r['bottleneck']} | {r['planned_s']:g} | "
-        f"{r['simulated_s']:g} | {r['pairs_per_s']:,.0f} | {waits} |",
-        flush=True,
+    groups = " + ".join(f"{r['groups'].get(name, 0):,}" for name in ("sampler", "reference", "trainer"))
+    bottleneck = r["bottleneck"].partition(" (")[0]
+    return (
+        f"| {r['gpus']:,} | {r['what']} | {groups} | {r['staleness']} | {bottleneck} | {r['planned_s']:.2f} | "
+        f"{r['simulated_s']:.2f} | {r['pairs_per_s']:,.0f} | {waits} |"
     )
 
 

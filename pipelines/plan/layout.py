@@ -169,7 +169,7 @@ class Planner:
                 lines.append(
                     f"GPUs of pool {number} ({pool.name}): {total} needed ({wanted}), {pool.nodes} x {pool.gpus} = "
                     f"{pool.size} present, {total - pool.size} missing; add "
-                    f"{math.ceil((total - pool.size) / pool.gpus)} nodes, or lower resources.<stage>.actors"
+                    f"{math.ceil((total - pool.size) / pool.gpus)} more node(s), or lower resources.<stage>.actors"
                 )
         for stage, gpus in (("sampler", groups.engine_gpus), ("judge", groups.judge_gpus)):
             pool = self.cluster.pool(stage)  # type: ignore[arg-type]
@@ -187,13 +187,17 @@ class Planner:
         return lines
 
     def remedy(self, stage: str) -> str:
-        lora = "" if self.config.model.lora else ", train adapters (model.lora)"
+        checkpointed, adapters = self.config.batching.activation_checkpointing, self.config.model.lora
+        offloaded = self.config.optimizer.offload != "none"
+        trainer = ["add ranks (resources.trainer.actors)", "lower batching.micro_batch_tokens"]
+        trainer += [] if checkpointed else ["set batching.activation_checkpointing=true"]
+        trainer += [] if adapters else ["train adapters (model.lora)"]
+        trainer += [] if offloaded else ["set optimizer.offload=cpu"]
         remedies = {
             "sampler": "give an engine more GPUs (resources.sampler.gpus), or lower sampling.max_model_len",
             "judge": "give an actor more GPUs (resources.judge.gpus), or take a smaller judge",
             "reference": "an actor holds the whole model: take larger GPUs, or an objective without reference",
-            "trainer": "add ranks (resources.trainer.actors), lower batching.micro_batch_tokens, set "
-            f"batching.activation_checkpointing=true{lora}, or offload (optimizer.offload=cpu)",
+            "trainer": f"{', '.join(trainer[:-1])}, or {trainer[-1]}",
         }
         return remedies[stage]
 

@@ -1,12 +1,15 @@
 """What the benchmarks of overlap and of the simulator compare agrees where nothing costs anything."""
 
+import json
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.common import RESULTS, ROOT
 from benchmarks.overlap import Cell, drawn_bound, grid, span
+from benchmarks.scaling import line
 from benchmarks.simulator import control_period, overlap_period, validate
 
 seconds = st.floats(0.05, 3.0)
@@ -55,3 +58,11 @@ def test_a_driver_that_is_too_slow_bounds_the_control_plane():
     assert control_period(row, 0.0, 0.0) == pytest.approx(1.0, rel=0.01)
     assert control_period(row, 0.05, 0.0) == pytest.approx(32 * 0.05, rel=0.02)
     assert control_period(row, 0.0, 0.01) == pytest.approx(1.32, rel=0.01)
+
+
+def test_the_page_on_scaling_shows_the_committed_results():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = json.loads((RESULTS / "scaling.json").read_text())["rows"]
+    assert len(rows) == 19
+    for row in rows:
+        assert line(row) in page, "run: python -m benchmarks.scaling, and put its lines into docs/scaling.md"

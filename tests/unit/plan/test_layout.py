@@ -173,7 +173,7 @@ def test_groups_that_do_not_fit_are_refused_with_what_is_missing():
     found = groups_of(config, p.work)
     assert found == Groups(12, 1, 1, 0, 2, 8)
     (line,) = p.shortfalls(found)
-    assert "22 needed (sampler 12, reference 2, trainer 8), 2 x 8 = 16 present, 6 missing; add 1 nodes" in line
+    assert "22 needed (sampler 12, reference 2, trainer 8), 2 x 8 = 16 present, 6 missing; add 1 more node(s)" in line
     big = planner(LLAMA_70B, run_config(resources=groups | {"sampler": {"actors": 1, "gpus": 1}}))
     lines = big.shortfalls(groups_of(big.config, big.work))
     assert [line.partition(":")[0] for line in lines] == ["sampler", "trainer", "reference"]
