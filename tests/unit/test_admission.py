@@ -400,3 +400,19 @@ def test_shares_of_waiting():
     clock.note(13.0, None)
     clock.note(16.0, "reference")
     assert clock.shares(20.0) == {"sample": 0.3, "reference": 0.4}
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_whole_steps_are_admitted_as_the_loop_prepares_them(ahead):
+    """With batches of one unit a unit is a step: before step s is learned, everything up to s + ahead is under way."""
+    steps = 6
+    a = Admission(AdmissionRules(batch=1, max_staleness=ahead, steps=steps))
+    submitted = 0
+    for step in range(1, steps + 1):
+        submitted += len(a.admit_all())
+        assert submitted == min(step + ahead, steps)
+        for ticket in range(1, submitted + 1):
+            a.finished(ticket)
+        batch = a.take()
+        assert (batch.tickets, batch.ages) == ((step,), (min(ahead, step - 1),))
+        a.now_served(step)
