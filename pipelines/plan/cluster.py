@@ -76,6 +76,8 @@ class Pool(Section):
     """GPUs of a node."""
     gpu: str | OwnGpu
     """A name of the library, or the numbers of another type."""
+    host_memory_gib: PositiveFloat | None = None
+    """Memory of a node that offloaded optimizer states may take; none: it is not checked."""
     network_gbit_s: PositiveFloat = 100.0
     """Network of a node, one direction, all adapters together."""
     price_per_hour: NonNegativeFloat = 0.0

@@ -19,6 +19,7 @@ from pipelines.plan.cluster import STAGES, Cluster, StageName
 from pipelines.plan.memory import (
     GIB,
     Memory,
+    host_bytes,
     judge_memory,
     reference_memory,
     sampler_memory,
@@ -178,6 +179,7 @@ class Planner:
                     f"{stage}: one actor spans {gpus} GPUs, a node of its pool has {pool.gpus}: set "
                     f"resources.{stage}.gpus to {pool.gpus} or less"
                 )
+        lines += self._host_shortfall(groups.ranks)
         for stage, memory in self.memory(groups).items():
             if memory.missing:
                 lines.append(
@@ -185,6 +187,17 @@ class Planner:
                     f"{memory.arithmetic()}; {self.remedy(stage)}"
                 )
         return lines
+
+    def _host_shortfall(self, ranks: int) -> list[str]:
+        pool = self.cluster.pool("trainer")
+        each, here = host_bytes(self.arch, self.config, ranks) / GIB, min(ranks, pool.gpus)
+        if pool.host_memory_gib is None or each * here <= pool.host_memory_gib:
+            return []
+        return [
+            f"trainer: {each * here - pool.host_memory_gib:.1f} GiB of host memory missing on each node: "
+            f"{here} ranks x {each:.1f} GiB offloaded = {each * here:.1f} GiB of {pool.host_memory_gib:g} GiB; add ranks "
+            f"on other nodes (resources.trainer.actors), or set optimizer.offload=nvme"
+        ]
 
     def remedy(self, stage: str) -> str:
         checkpointed, adapters = self.config.batching.activation_checkpointing, self.config.model.lora

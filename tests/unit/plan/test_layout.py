@@ -182,6 +182,17 @@ def test_groups_that_do_not_fit_are_refused_with_what_is_missing():
         best_layout(big)
 
 
+def test_what_is_offloaded_has_to_fit_the_host():
+    """16 bytes a parameter on 8 ranks of one node: 8.03e9 x 16 / 2^30 = 119.7 GiB."""
+    gpus = {"sampler": {"gpus": 1}, "reference": {"gpus": 1}, "trainer": {"actors": 8, "gpus": 1}}
+    config = run_config(optimizer={"offload": "cpu"}, resources=gpus)
+    assert (
+        planner(config=config, spec=cluster(pool={"host_memory_gib": 120})).shortfalls(Groups(1, 1, 1, 0, 1, 8)) == []
+    )
+    (line,) = planner(config=config, spec=cluster(pool={"host_memory_gib": 100})).shortfalls(Groups(1, 1, 1, 0, 1, 8))
+    assert line.startswith("trainer: 19.7 GiB of host memory missing on each node: 8 ranks x 15.0 GiB offloaded")
+
+
 def test_a_judge_model_takes_gpus_of_its_own():
     judge = {"kind": "llm", "model": "/judge"}
     config = run_config(judge=judge)
