@@ -123,7 +123,7 @@ def test_mlflow_holds_the_run(finished):
     }  # fmt: skip
     assert wanted <= set(run.data.metrics)
     assert f"win rate {run.data.metrics['eval/win_rate']:.3f} [" in finished.output
-    assert len(run.inputs.dataset_inputs) == 2
+    assert len(run.inputs.dataset_inputs) == 3  # prompts, held-out prompts, and the journal of pairs
     assert client.get_model_version_by_alias("whole", "candidate").run_id == run.info.run_id
 
 

@@ -64,6 +64,6 @@ def test_both_runs_can_be_reported_compared_and_diagnosed(finished, stopped, tmp
     assert "Not finished: stopped" in shown
     rondo("inspect", finished.directory)
     store, run = mlflow(finished.directory)
-    assert "inspect/data/longest_wins" in run.data.metrics
+    assert 0 < run.data.metrics["inspect/data/distinct_1"] <= 1
     assert "inspect/lengths.png" in {f.path for f in store.list_artifacts(run.info.run_id, "inspect")}
     assert rondo("sync", stopped.directory).strip() == "MLflow has everything"
