@@ -195,8 +195,8 @@ class Planner:
             return []
         return [
             f"trainer: {each * here - pool.host_memory_gib:.1f} GiB of host memory missing on each node: "
-            f"{here} ranks x {each:.1f} GiB offloaded = {each * here:.1f} GiB of {pool.host_memory_gib:g} GiB; add ranks "
-            f"on other nodes (resources.trainer.actors), or set optimizer.offload=nvme"
+            f"{here} ranks x {each:.1f} GiB offloaded = {each * here:.1f} GiB of {pool.host_memory_gib:g} GiB; add "
+            f"ranks on other nodes (resources.trainer.actors), or set optimizer.offload=nvme"
         ]
 
     def remedy(self, stage: str) -> str:
