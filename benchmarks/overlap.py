@@ -261,6 +261,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         mine = [r for r in rows if not r["spread"] and math.isclose(r["sample"], ratio[0] * UNIT)
                 and math.isclose(r["judge"], ratio[1] * UNIT) and math.isclose(r["train"], 0.9 * ratio[3] * UNIT)
                 and math.isclose(r["reference"], ratio[2] * UNIT)]  # fmt: skip
+        if not mine:  # not measured yet
+            continue
         sync = next(r["bound"] for r in mine if not r["staleness"])
         axis.plot([r["staleness"] for r in mine], [r["speed_up"] for r in mine], "o-", label="measured")
         axis.plot([r["staleness"] for r in mine], [sync / r["bound"] for r in mine], "k--", label="bound")
