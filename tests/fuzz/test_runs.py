@@ -90,7 +90,7 @@ def _opened(run: Path) -> None:
 
     def resume() -> bool:
         read_record(run)
-        ledger = Ledger(run)
+        ledger = Ledger(run, lease_s=0.05)  # an owner of another machine is waited for
         try:
             ledger.replayable(PROMPTS)
             ledger.begun(PROMPTS)
