@@ -46,7 +46,7 @@ FULL = {"sampler": 64, "judge": 16, "reference": 16, "trainer": 8}
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 STEPS, WARM, STALENESS = 16, 4, 2
 PROMPTS_PER_SAMPLER, CANDIDATES, TOKENS, PROMPT_TOKENS = 4, 4, 128, 64
-ACTOR_BYTES = 130e6  # resident memory of one paced actor
+ACTOR_BYTES = 130e6  # of one paced actor, until it has been measured
 STEP_S = 1.0
 CELL_TOKENS = 2048
 
@@ -67,6 +67,7 @@ def configuration(groups: dict[str, int], steps: int) -> RunConfig:
             "batching": {"micro_batch_tokens": CELL_TOKENS},
             "evaluation": {"probe": 0},
             "checkpoint": {"every": 10**6},
+            "deadlines": {"start_s": 1800},
             "resources": {stage: {**plain, "actors": n} for stage, n in groups.items()},
         },
     )  # fmt: skip
@@ -152,10 +153,11 @@ async def run(config: RunConfig, directory: Path, notes: Notes) -> dict[str, Any
     judges = PacedJudges(config, log_dir, faults)
     reference = ReferencePool(config, directory, log_dir, faults)
     try:
-        began = time.monotonic()
+        began, free = time.monotonic(), psutil.virtual_memory().available
         await asyncio.gather(sampler.ready(), judges.ready(), reference.ready())
         await trainer.ready()
         started = time.monotonic() - began
+        taken = free - psutil.virtual_memory().available
         prompts = PromptSet({f"p{i:06}": _prompt(i) for i in range(4 * config.sampling.prompts_per_step)}, ())
         scorer = Scorer(config, reference, trainer.ranks, ledger, notes)
         evaluation: Any = NoEvaluation()
@@ -167,7 +169,12 @@ async def run(config: RunConfig, directory: Path, notes: Notes) -> dict[str, Any
         await loop.run(0)
         after, ended = process.cpu_times(), time.monotonic()
         cpu = after.user + after.system - before.user - before.system
-        return {"start_s": started, "driver_cpu_s": cpu / steps, "driver_busy": cpu / (ended - at)}
+        return {
+            "start_s": started,
+            "taken_bytes": taken,
+            "driver_cpu_s": cpu / steps,
+            "driver_busy": cpu / (ended - at),
+        }
     finally:
         await trainer.close()
         sampler.close()
@@ -203,6 +210,7 @@ def measure(scale: float, steps: int) -> dict[str, Any]:
         "driver_cpu_s_per_prompt": round(found["driver_cpu_s"] / config.sampling.prompts_per_step, 5),
         "driver_busy": round(found["driver_busy"], 3),
         "start_s": round(found["start_s"], 1),
+        "mb_per_actor": round(found["taken_bytes"] / total / 1e6, 1),
         "kb_through_driver_per_step": {hop: round(size / 1e3 / steps, 1) for hop, size in sorted(moved.items())},
         "hop_ms": latencies,
         "ages": dict(sorted(notes.ages.items())),
@@ -221,7 +229,8 @@ def main() -> None:
     rows = []
     try:
         for scale in options.scales:
-            need = ACTOR_BYTES * sum(FULL.values()) * scale
+            each = max([ACTOR_BYTES, *(1e6 * r["mb_per_actor"] for r in rows)])
+            need = each * sum(FULL.values()) * scale
             free = psutil.virtual_memory().available
             if need > 0.8 * free:
                 print(f"scale {scale:g}: about {need / 1e9:.1f} GB for its actors, {free / 1e9:.1f} GB free: left out")
