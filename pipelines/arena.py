@@ -30,6 +30,7 @@ from pipelines.judges import Surroundings, is_pointwise, outside_a_run, start_ar
 from pipelines.matches import Answers, Played, games_of, play
 from pipelines.output import write_json
 from pipelines.progress import Progress
+from pipelines.prompts import heldout_ids, load_prompts
 from pipelines.remembered import Memory, RememberingArbiter, judge_identity
 from preference.bradley_terry import Rating, ratings_table
 from preference.schedule import Two
@@ -124,12 +125,13 @@ async def _answers(
     journal = Journal(out / "answers.jsonl")
     known = {r["key"]: response_type.validate_python(r["response"]) for r in journal}
     found: dict[str, Answers] = {}
-    common: dict[str, Prompt] = {}
+    models = dict.fromkeys(p.model for p in players)  # players of one architecture share its engines
     try:
-        for model in dict.fromkeys(p.model for p in players):  # players of one architecture share its engines
-            own = _with_model(config, model)
-            prompts = await _heldout(own)
-            common = {p.id: p for p in prompts if not common or p.id in common}  # none that is too long for another
+        tokenised = {model: await _heldout(_with_model(config, model)) for model in models}
+        common = set.intersection(*map(set, tokenised.values()))  # none that is too long for one of them
+        ids = heldout_ids(common, config.evaluation.prompts, config.run.seed)
+        for model in models:
+            own, prompts = _with_model(config, model), [tokenised[model][i] for i in ids]
             group = [p for p in players if p.model == model]
             keys = {(p.name, q.id): _key(own, p, q) for p in group for q in prompts}
             missing = {p: [q for q in prompts if keys[p.name, q.id] not in known] for p in group}
@@ -140,22 +142,23 @@ async def _answers(
                 journal.flush()
             for player in group:
                 answers = {q.id: known[keys[player.name, q.id]] for q in prompts}
-                found[player.name] = {i: a for i, a in answers.items() if isinstance(a, Candidate)}
+                found[player.name] = {
+                    i: replace(a, player=player.name) for i, a in answers.items() if isinstance(a, Candidate)
+                }
     finally:
         journal.close()
-    return list(common.values()), found
+    return prompts, found
 
 
 def _with_model(config: RunConfig, model: Path) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(model)})})
 
 
-async def _heldout(config: RunConfig) -> list[Prompt]:
-    """The held-out prompts of a configuration, tokenised for its model."""
-    from pipelines.online import load_all_prompts
-
-    _, prompts, _ = await asyncio.to_thread(load_all_prompts, config)
-    return prompts
+async def _heldout(config: RunConfig) -> Mapping[str, Prompt]:
+    """The held-out prompts of a configuration by id, tokenised for its model."""
+    cpus = config.resources.data_cpus
+    [loaded] = await asyncio.to_thread(load_prompts, [config.prompts.heldout], config.model, config.prompts, cpus)
+    return loaded.prompts
 
 
 def _key(config: RunConfig, player: Contestant, prompt: Prompt) -> str:
@@ -191,7 +194,7 @@ async def _sample(
                 done += 1
                 progress.stage(0, f"answers of {player.name}", done, len(missing[player]), 0)
                 [answer] = group.sampled
-                yield player, replace(answer, player=player.name)
+                yield player, answer
     finally:
         pool.close()
 

@@ -23,28 +23,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from pipelines.journal import LedgerError, saving
 from pipelines.storage import DirectoryStorage, Storage
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+Epoch = Annotated[float, Field(ge=0, le=1e11)]
+"""Seconds since the epoch, of a year that calendars have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A process that has worked on a run: an attempt's identity."""
 
-    token: int
-    attempt: int
+    token: NonNegativeInt
+    attempt: NonNegativeInt
     host: str
     boot: str  # of the machine: process ids mean nothing after a reboot
-    pid: int
-    started: float  # the process, seconds since the epoch
-    since: float  # the ownership, seconds since the epoch
-    until: float = 0.0  # when it was given back; 0: it never was
+    pid: PositiveInt
+    started: Epoch  # the process
+    since: Epoch  # the ownership
+    until: Epoch = 0.0  # when it was given back; 0: it never was
 
     def __str__(self) -> str:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
@@ -61,6 +65,9 @@ class Owner:
             return abs(psutil.Process(self.pid).create_time() - self.started) < 1
         except psutil.Error:
             return False
+
+
+_owner: TypeAdapter[Owner] = TypeAdapter(Owner)
 
 
 def this_process(attempt: int) -> Owner:
@@ -111,8 +118,8 @@ class Owners:
     def read(self, token: int) -> Owner | None:
         """None where the record is damaged: its owner died writing it."""
         try:
-            return Owner(**json.loads(self._storage.get(_key(token)) or b""))
-        except (ValueError, TypeError):
+            return _owner.validate_json(self._storage.get(_key(token)) or b"")
+        except ValidationError:
             return None
 
     def claim(self, owner: Owner) -> Owner | None:

@@ -9,7 +9,6 @@ Run it: ``python -m pipelines.online --config configs/quickstart.yaml`` (the sam
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Iterable
 
@@ -28,7 +27,7 @@ from pipelines.offline import after_sft
 from pipelines.opponents import Opponents
 from pipelines.pairing import pairing_rules
 from pipelines.progress import Progress
-from pipelines.prompts import PromptError, PromptSet, check_file, load_prompts, overlapping
+from pipelines.prompts import PromptError, PromptSet, check_file, heldout_ids, load_prompts, overlapping
 from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Consumer, Evaluator, Judge, Observer, Prepared, Sampler, Source
@@ -37,7 +36,7 @@ from preference.judge_metrics import Trust, failures
 from preference.pairing import make_items
 from preference.reports import EvalReport
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt, content_id
+from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt
 
 
 class JudgeUnreliable(RuntimeError):
@@ -237,9 +236,8 @@ async def _online(config: RunConfig, session: Session) -> None:
 def load_all_prompts(config: RunConfig) -> tuple[PromptSet, list[Prompt], tuple[str, ...]]:
     files = [config.prompts.train, config.prompts.heldout]
     train, heldout = load_prompts(files, config.model, config.prompts, config.resources.data_cpus)
-    ids = sorted(heldout.prompts)
-    random.Random(content_id("heldout", config.run.seed)).shuffle(ids)
-    chosen = [heldout.prompts[i] for i in ids[: config.evaluation.prompts]]
+    ids = heldout_ids(heldout.prompts, config.evaluation.prompts, config.run.seed)
+    chosen = [heldout.prompts[i] for i in ids]
     return train, chosen, train.too_long + heldout.too_long
 
 

@@ -82,8 +82,10 @@ def weight_files(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             raise ValueError(f"{index.name} is not readable") from None
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{index.name} is not readable")
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (directory / name).is_file()]
@@ -103,7 +105,7 @@ def missing_parts(directory: Path) -> list[str]:
             documents[name] = json.loads((directory / name).read_text(encoding="utf-8"))
         except OSError:
             problems.append(f"{name} is missing")
-        except ValueError:
+        except (ValueError, RecursionError):
             problems.append(f"{name} is not valid JSON")
     settings = documents.get("tokenizer_config.json", {})
     if not (directory / "chat_template.jinja").is_file() and not settings.get("chat_template"):

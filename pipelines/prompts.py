@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from configs.schema import Model, Prompts
 from pipelines.order import epoch_slice
-from preference.types import Message, Prompt
+from preference.types import Message, Prompt, content_id
 
 
 class PromptError(Exception):
@@ -107,6 +108,13 @@ class PromptSet:
             chosen |= dict.fromkeys(epoch_slice(ids, end, end + 1, seed))
             end += 1
         return [self.prompts[i] for i in chosen]
+
+
+def heldout_ids(ids: Iterable[str], count: int, seed: int) -> list[str]:
+    """``count`` of the held-out prompts, drawn by the seed: the same in a run, in its evaluations and in its arenas."""
+    drawn = sorted(ids)
+    random.Random(content_id("heldout", seed)).shuffle(drawn)
+    return drawn[:count]
 
 
 def _tokenize(batch: dict[str, np.ndarray[Any, Any]], model_path: str) -> dict[str, Any]:

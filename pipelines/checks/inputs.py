@@ -17,6 +17,7 @@ from pipelines.checks import Check, Level
 from pipelines.prepare_model import MODEL_NAME, tensors, weight_files
 
 _MAKE_MODEL = "make setup"
+_MOST = 2**40  # a tensor's side that is longer is damage, not a model
 
 
 def model(config: TrainingConfig) -> list[Check]:
@@ -70,7 +71,7 @@ def _model_problems(directory: Path, chat: bool) -> Iterator[str]:
 def _json(file: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -88,8 +89,9 @@ def shapes(config: TrainingConfig) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the model's tensors; none when its files cannot be read, which ``model`` reports."""
     try:
         headers = _headers(Path(config.model.path))
-        return [(name, tuple(map(int, entry["shape"]))) for header in headers for name, entry in header.items()]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = [(name, tuple(map(int, entry["shape"]))) for header in headers for name, entry in header.items()]
+        return found if all(0 <= size < _MOST for _, shape in found for size in shape) else []
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return []
 
 
