@@ -79,7 +79,7 @@ def _state(run_dir: Path, record: RunRecord, measured: Record) -> str:
     else:
         try:
             finished_run(run_dir)
-            said = f"Stopped after {reached}: `rondo run CONFIG --resume=auto` goes on."
+            said = f"Stopped after {reached}: `rondo resume RUN` goes on."
         except DataError:
             said = f"Under way: {reached} so far."
     return f"{said} Configuration {record.config_hash}."
