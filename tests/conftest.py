@@ -12,6 +12,7 @@ settings.load_profile("rondo")
 _RUNS = {"finished", "stopped"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     """Side by side (``-n 2 --dist loadgroup``) a file stays together, and so do the files that need the same runs."""
     needing = {item.path for item in items if _RUNS & set(getattr(item, "fixturenames", ()))}

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -156,7 +157,12 @@ def under_torchrun(worker: str, tmp_path_factory: pytest.TempPathFactory) -> dic
 def submit(head: Head, *words: str) -> str:
     """``ray job submit`` of a run on the tiny model, to its end; returns the job's output."""
     job = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python", "-m"]
-    done = run(*job, "pipelines.online", "--config", TINY.relative_to(ROOT), *words)
+    deadline = time.monotonic() + 120
+    while True:
+        done = run(*job, "pipelines.online", "--config", TINY.relative_to(ROOT), *words)
+        # A head that has just been started may not have its agent yet, which is what starts jobs.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     return done.stdout

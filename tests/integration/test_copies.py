@@ -1,5 +1,6 @@
 """Two whole runs on one cluster at once; then one of them on an empty disk, restored from S3 for another cluster."""
 
+import os
 import shutil
 import subprocess
 
@@ -24,16 +25,20 @@ def server():
 
 @pytest.fixture(scope="module")
 def start(head, server):
-    def begin(*words):
-        import os
+    """Begin a run on the cluster, as a user does; none outlives the tests."""
+    started = []
 
+    def begin(*words):
         env = {**os.environ, **server.environment, "RAY_ADDRESS": head.address, "PATH": f"{BIN}:{os.environ['PATH']}"}
         command = [str(BIN / "rondo"), "run", str(TINY), *words]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )  # fmt: skip
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes))
+        return started[-1]
 
-    return begin
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
