@@ -21,7 +21,7 @@ test: setup lint ## lint, types, unit and integration tests, the annotation page
 	@bash scripts/browser.sh
 	@bash scripts/promtool.sh
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/fuzz
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/browser
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/browser
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

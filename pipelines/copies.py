@@ -174,7 +174,9 @@ class Copies:
         assert self._known is not None
         run_dir = self._ledger.run_dir
         for step, path in reversed(complete_checkpoints(run_dir)):
-            with self._in_use(path), suppress(FileNotFoundError):  # it was superseded meanwhile
+            with self._in_use(path), suppress(FileNotFoundError):
+                if not (path / MARK).exists():  # it was superseded meanwhile
+                    continue
                 manifest = read_manifest(path)
                 copied = Copied(step, manifest.token)
                 if copied not in self._known:

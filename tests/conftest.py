@@ -1,20 +1,34 @@
 """For all tests: how long an example takes says something about the machine, not about the code."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 settings.register_profile("rondo", deadline=None)
 settings.load_profile("rondo")
 
-# Whole runs that tests look at afterwards: whoever needs one of them goes to the process that has made it.
-_RUNS = {"finished", "stopped"}
+_WHOLE_RUN = re.compile(r"def test_\w+\([^)]*\b(finished|stopped)\b")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
-    """Side by side (``-n 2 --dist loadgroup``) a file stays together, and so do the files that need the same runs."""
-    needing = {item.path for item in items if _RUNS & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("runs" if item.path in needing else item.path.stem))
+class _RunsTogether(LoadFileScheduling):
+    """A file is one process's work, and so are all files that look at the same whole runs: each is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "runs" if _looks_at_whole_runs(Path(__file__).parents[1] / file) else file
+
+
+@lru_cache
+def _looks_at_whole_runs(file: Path) -> bool:
+    return _WHOLE_RUN.search(file.read_text()) is not None
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return _RunsTogether(config, log) if config.getvalue("dist") == "loadfile" else None
