@@ -112,7 +112,7 @@ def open_run(config: TrainingConfig, resume: ResumeMode) -> tuple[Path, RunRecor
         if run_dir.exists() and any(run_dir.iterdir()):
             raise LedgerError(f"{run_dir} exists and is not a run; choose another run.name or run.root")
         return run_dir, RunRecord(config_hash(config), fields, "", 1, 0)
-    if resume == "never":
+    if resume == "never" and old.mlflow_run:  # without one its first attempt ended before it had begun
         raise LedgerError(
             f"run directory {run_dir} exists; go on with --resume=auto, or choose another run.name "
             f"(e.g. run.name={config.run.name}-2)"
@@ -241,6 +241,7 @@ async def run_session(
         progress.message(f"{run_dir} has been finished (step {record.finished}); its model is {run_dir / 'model'}")
         return None
     ledger = Ledger(run_dir, record.attempts, config.deadlines.lease_s, progress.message)
+    write_record(run_dir, record)
     write_configuration(run_dir, config)
     process = f"process {os.getpid()} on {socket.gethostname()}"
     ledger.record(AttemptBegan(record.attempts, process, time.time()))

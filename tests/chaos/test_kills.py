@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pipelines.verify import verify
 from tests.chaos.kills import ROLES, STAGES, Run
 from tests.integration.conftest import journal, losses, mlflow, pairs, shared_memory_of
 
@@ -53,6 +54,7 @@ def same_end(run: Run, untouched: Run) -> None:
     assert record.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(record.info.run_id, "loss")] == list(range(1, STEPS + 1))
     assert shared_memory_of(run.directory) == []
+    assert verify(run.directory, print) == 0
     bought = [i for r in journal(run.directory, "judgements") for i in r["judgements"]]
     assert len(bought) == STEPS * 4 * 3  # one rating a candidate, none twice
 
