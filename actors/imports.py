@@ -41,6 +41,7 @@ def lean_imports(*needed: str) -> Iterator[None]:
 
 
 _LONGEST_COMPILATION_S = 900
+_LONGEST_LOADING_S = 10  # of an operator that is compiled
 
 
 def operators_of_this_environment() -> None:
@@ -53,8 +54,10 @@ def operators_of_this_environment() -> None:
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if "TORCH_EXTENSIONS_DIR" in os.environ:
-        # A compilation that was killed leaves its lock, and everybody after it would wait for ever.
+        # Who is killed while compiling or loading leaves a lock, and everybody after it would wait for ever.
         for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/lock"):
             with suppress(FileNotFoundError):
-                if time.time() - lock.stat().st_mtime > _LONGEST_COMPILATION_S:
+                compiled = any(lock.parent.glob("*.so"))
+                longest = _LONGEST_LOADING_S if compiled else _LONGEST_COMPILATION_S
+                if time.time() - lock.stat().st_mtime > longest:
                     lock.unlink()
