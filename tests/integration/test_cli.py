@@ -21,7 +21,7 @@ def test_a_job_uploads_the_code_and_nothing_else(finished, head):
 def test_ctrl_c_ends_cleanly(stopped):
     assert stopped.code == 130, stopped.output
     assert "Traceback" not in stopped.output
-    assert "--resume=auto" in stopped.output
+    assert "rondo resume RUN" in stopped.output
     assert stopped.left == []
     assert mlflow(stopped.directory)[1].info.status == "KILLED"
     assert shared_memory_of(stopped.directory) == []
