@@ -149,7 +149,7 @@ def under_torchrun(worker: str, tmp_path_factory: pytest.TempPathFactory) -> dic
         started[ranks] = (torchrun(worker, ranks, directory), directory)
     results = {}
     for ranks, (process, directory) in started.items():
-        assert process.wait(timeout=400) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
+        assert process.wait(timeout=900) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
         results[ranks] = json.loads((directory / "result.json").read_text())
     return results
 

@@ -14,7 +14,7 @@ def found(tmp_path_factory) -> dict[int, dict]:
     for together in ((WRITERS,), (1, 3)):
         started = {ranks: torchrun("elastic_worker", ranks, directory) for ranks in together}
         for ranks, process in started.items():
-            assert process.wait(timeout=400) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
+            assert process.wait(timeout=900) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
     return {ranks: json.loads((directory / f"result-{ranks}.json").read_text()) for ranks in (1, 2, 3)}
 
 
