@@ -53,7 +53,7 @@ def main() -> None:
 
     from actors.faults import Faults
     from actors.reference import ReferencePool
-    from pipelines.session import connect
+    from pipelines.cluster import connect
     from preference.logprobs import LogProbModel, model_inputs
 
     config = load_config(RunConfig, QUICKSTART, ["resources.reference.threads=2"])

@@ -81,8 +81,8 @@ async def arena(config: RunConfig, players: Sequence[Contestant], out: Path, pro
     Raises what samplers and judges raise.
     """
     from actors.quiet import quiet_driver
+    from pipelines.cluster import join_cluster
     from pipelines.doctor import refuse_unfit
-    from pipelines.session import join_cluster
 
     started = time.monotonic()
     for model in dict.fromkeys(p.model for p in players):

@@ -23,10 +23,10 @@ from preference.types import (
     Match,
     Outcome,
     Prompt,
-    Rating,
     Verdict,
     Written,
     content_id,
+    ids_of,
 )
 
 Encode = Callable[[Prompt, str], tuple[int, ...]]
@@ -162,7 +162,7 @@ class JudgeStage:
     def _apply(self, answer: HumanAnswer) -> _Open | None:
         """Put an answer to its group; None where the group is no longer open or has the answer already."""
         judgement = answer.judgement
-        entry = self._open.get(_ids(judgement)[0])
+        entry = self._open.get(ids_of(judgement)[0])
         if entry is None or judgement in entry.judged.judgements:
             return None
         entry.judged = replace(entry.judged, judgements=(*entry.judged.judgements, judgement))
@@ -198,7 +198,7 @@ class JudgeStage:
         if not self._labels:
             return await self._advance(entry)
         judged = entry.judged
-        known = {i for j in judged.judgements for i in _ids(j)}
+        known = {i for j in judged.judgements for i in ids_of(j)}
         if any(c.id not in known for c in judged.group.sampled):
             return None
         self._forget(judged)
@@ -229,12 +229,3 @@ def _won(opinion: Verdict | JudgeFailure | None) -> float:
     if not isinstance(opinion, Verdict):
         return float("nan")
     return 0.5 if opinion.outcome is Outcome.TIE else opinion.probability
-
-
-def _ids(judgement: Judgement) -> tuple[str, ...]:
-    match judgement:
-        case Rating():
-            return (judgement.candidate_id,)
-        case Verdict():
-            return judgement.first_id, judgement.second_id
-    return judgement.candidate_ids

@@ -105,7 +105,7 @@ async def rejudge(
     has judged nothing, or its prompts are not to be found; JudgeError and StageFailed where the judge cannot judge.
     """
     from actors.quiet import quiet_driver
-    from pipelines.session import connect
+    from pipelines.cluster import connect
 
     started = time.monotonic()
     record = finished_run(run_dir)

@@ -130,7 +130,7 @@ async def score_file(
     Raises DataError where nothing can be read or scored, JudgeError where the model is none that scores.
     """
     from actors.quiet import quiet_driver
-    from pipelines.session import connect
+    from pipelines.cluster import connect
 
     with TemporaryDirectory(prefix="rondo-score-") as scratch:
         logs = Path(scratch)

@@ -7,15 +7,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from actors.faults import Fault, Faults, StageFailed
-from actors.nodes import blind_nodes
+from actors.faults import Fault, Faults
 from actors.quiet import quiet_driver
 from actors.reference import ReferencePool
 from actors.stream import TrainerLost
@@ -23,16 +22,14 @@ from actors.trainer_group import TrainerGroup
 from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
 from configs.runs import RunConfig, TrainingConfig
-from pipelines import plots
+from pipelines.cluster import connect, join_cluster, refuse_invisible
 from pipelines.copies import LAST_COPIES_S, Copies, open_copies
-from pipelines.doctor import cluster_shortfalls
 from pipelines.events import AttemptBegan, AttemptEnded, Began, Survived
 from pipelines.export import export_published
 from pipelines.facts import cluster_facts
 from pipelines.keeping import refuse_unmeasured
 from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
 from pipelines.loop import Loop, Stages
-from pipelines.metrics import Metrics
 from pipelines.nodes import nodes_arrived
 from pipelines.progress import Progress
 from pipelines.record import write_configuration
@@ -40,65 +37,11 @@ from pipelines.restore import restore_run
 from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
 from pipelines.tracking import Tracker
-from preference.reports import EvalReport, StepReport, TrainMetrics
+from pipelines.watchers import Watchers
+from preference.reports import EvalReport
 from preference.types import Version, content_id
 
 ResumeMode = Literal["never", "auto", "must"]
-
-
-class Watchers:
-    """Display, MLflow and Prometheus behind the loop's one Observer; remembers the last step that was logged."""
-
-    def __init__(self, progress: Progress, tracker: Tracker, run_dir: Path, record: RunRecord) -> None:
-        self._progress, self._tracker, self._run_dir, self._record = progress, tracker, run_dir, record
-        self._metrics = Metrics(run_dir.name, record.attempts)
-        self.steps = 0  # of the whole run; known once the data is read
-        self.last_evaluation: EvalReport | None = None
-        self.measured: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
-        """Is told what was measured at a step: the best checkpoints are chosen by it."""
-
-    def stage(self, step: int, name: str, done: int, total: int, tokens: int) -> None:
-        self._progress.stage(step, name, done, total, tokens)
-        self._metrics.stage(step, name, done, total, tokens)
-
-    def step_done(self, report: StepReport) -> None:
-        self._progress.step_done(report, self.steps)
-        self._metrics.step_done(report)
-        self.measured(report.step, plots.step_metrics(report))
-        if report.step > self._record.logged_step:  # a replayed step is in MLflow already
-            self._tracker.log_step(report)
-            self._record = replace(self._record, logged_step=report.step)
-            write_record(self._run_dir, self._record)
-
-    def incarnate(self) -> int:
-        """Number of the incarnation of the weights that begins: no other of the run had it."""
-        number = max(self._record.incarnations, self._record.attempts - 1)
-        self._record = replace(self._record, incarnations=number + 1)
-        write_record(self._run_dir, self._record)
-        return number
-
-    def finished(self) -> None:
-        """The run is at its end and exported: a later attempt has nothing to do."""
-        self._record = replace(self._record, finished=self.steps)
-        write_record(self._run_dir, self._record)
-
-    def evaluated(self, report: EvalReport) -> None:
-        self.last_evaluation = report
-        self.measured(report.step, plots.eval_metrics(report))
-        self._tracker.log_eval(report)
-        self._metrics.evaluated(report)
-        self._progress.evaluated(report)
-
-    def heldout(self, step: int, metrics: TrainMetrics) -> None:
-        self.measured(step, plots.heldout_metrics(metrics))
-        self._tracker.log_heldout(step, metrics)
-        self._progress.heldout(step, metrics)
-
-    def message(self, text: str) -> None:
-        self._progress.message(text)
-
-    def fault(self, stage: str) -> None:
-        self._metrics.fault(stage)
 
 
 def open_run(config: TrainingConfig, resume: ResumeMode) -> tuple[Path, RunRecord]:
@@ -291,15 +234,6 @@ async def run_session(
         ledger.close()
 
 
-def refuse_invisible(run_dir: Path) -> None:
-    """Raise LedgerError if a node of the cluster does not see the run directory: checkpoints would be lost there."""
-    if blind := blind_nodes(run_dir):
-        raise LedgerError(
-            f"run.root = {run_dir.parent} is not visible from {', '.join(blind)} as it is here: checkpoints and "
-            f"weights pass through it; set run.root to a directory that all nodes share"
-        )
-
-
 def _weights_dir(config: TrainingConfig, run_dir: Path, attempt: str, nodes: Sequence[str]) -> Path:
     """Shared memory where trainer and samplers share a node, else the run directory, which every node sees."""
     transport = config.weights.transport
@@ -313,30 +247,3 @@ def _weights_dir(config: TrainingConfig, run_dir: Path, attempt: str, nodes: Seq
     if transport == "shm":
         return Path("/dev/shm") / f"rondo-{content_id(str(run_dir))}-{attempt}"
     return run_dir / "weights"
-
-
-def join_cluster(config: TrainingConfig, *, training: bool = True) -> None:
-    """``connect``, and raise StageFailed where what is there cannot hold the run."""
-    import ray
-
-    connect()
-    missing = cluster_shortfalls(config, ray.cluster_resources(), training=training)
-    if missing:
-        raise StageFailed("the cluster cannot hold this run:\n  " + "\n  ".join(missing))
-
-
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start a cluster of one."""
-    import ray
-    import ray.data  # puts up its log handlers now, before those are taken down
-
-    if ray.is_initialized():
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not os.environ.get("RAY_ADDRESS"):
-        # Only prompts, candidates and batches pass through the store: megabytes.
-        options |= {"object_store_memory": 512 * 2**20, "include_dashboard": False}
-    try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise StageFailed(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no cluster answers there: {error}") from None

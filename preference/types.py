@@ -232,6 +232,16 @@ class JudgeFailure:
 Judgement = Rating | Verdict | JudgeFailure
 
 
+def ids_of(judgement: Judgement) -> tuple[str, ...]:
+    """The candidates it is about."""
+    match judgement:
+        case Rating():
+            return (judgement.candidate_id,)
+        case Verdict():
+            return judgement.first_id, judgement.second_id
+    return judgement.candidate_ids
+
+
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
     group: CandidateGroup

@@ -19,9 +19,8 @@ from preference.types import (
     Judgement,
     Message,
     Prompt,
-    Rating,
     Response,
-    Verdict,
+    ids_of,
 )
 
 
@@ -88,15 +87,6 @@ def check_purchases(lines: Sequence[Line[JudgedLine]], found: Findings) -> None:
                 about = " against ".join(ids_of(judgement))
                 found.breach(line.place, f"judge {key[0]} was asked again about {about}: it had answered in {place}")
     found.counted["judgements bought"] = len(bought)
-
-
-def ids_of(judgement: Judgement) -> tuple[str, ...]:
-    match judgement:
-        case Rating():
-            return (judgement.candidate_id,)
-        case Verdict():
-            return judgement.first_id, judgement.second_id
-    return judgement.candidate_ids
 
 
 def check_fates(

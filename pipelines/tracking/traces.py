@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipelines.tracking.events import Answer, Judged, clean
-from preference.types import JudgeFailure, Judgement, Outcome, Rating, Verdict, Vote
+from preference.types import JudgeFailure, Judgement, Outcome, Rating, Verdict, Vote, ids_of
 
 _PREVIEW = 1000  # characters of prompt and answers in the list of traces
 
@@ -120,7 +120,7 @@ def _opinion(trace: str, event: Judged, judgement: Judgement, source: str, stand
         "seconds": f"{judgement.seconds:.3f}",
         "cost": f"{judgement.cost:g}",
     }
-    place, ids = _place(event.answers, judgement), _ids(judgement)
+    place, ids = _place(event.answers, judgement), ids_of(judgement)
     key = ("opinion", judgement.judge.name, *ids, stands)
     match judgement:
         case Rating():
@@ -146,7 +146,7 @@ def _opinion(trace: str, event: Judged, judgement: Judgement, source: str, stand
 
 def _feedback(trace: str, event: Judged, judgement: Judgement, vote: Vote, number: int) -> Any:
     """What one person said, under their pseudonym."""
-    ids = _ids(judgement)
+    ids = ids_of(judgement)
     about = {"definition_hash": judgement.judge.definition_hash, "seconds": f"{vote.seconds:.1f}"}
     about["about"] = _place(event.answers, judgement)
     if vote.strength is not None:
@@ -189,20 +189,11 @@ def _winner(answers: Sequence[Answer], ids: Sequence[str], outcome: Outcome) -> 
 
 
 def _place(answers: Sequence[Answer], judgement: Judgement) -> str:
-    return ", ".join(_name(answers, i) for i in _ids(judgement))
+    return ", ".join(_name(answers, i) for i in ids_of(judgement))
 
 
 def _name(answers: Sequence[Answer], id: str) -> str:
     return next((f"response {n}" for n, a in enumerate(answers, start=1) if a.id == id), id)
-
-
-def _ids(judgement: Judgement) -> tuple[str, ...]:
-    match judgement:
-        case Rating():
-            return (judgement.candidate_id,)
-        case Verdict():
-            return judgement.first_id, judgement.second_id
-    return judgement.candidate_ids
 
 
 def _span_id(trace: str, part: str) -> str:

@@ -178,7 +178,7 @@ def test_an_arena_from_answers_to_its_table(recorded, tmp_path, monkeypatch):
 
     for name, stub in (("_answers", given), ("start_arbiter", start)):
         monkeypatch.setattr(arena, name, stub)
-    for name in ("pipelines.session.join_cluster", "pipelines.doctor.refuse_unfit", "actors.quiet.quiet_driver"):
+    for name in ("pipelines.cluster.join_cluster", "pipelines.doctor.refuse_unfit", "actors.quiet.quiet_driver"):
         monkeypatch.setattr(name, lambda *_, **__: None)
 
     def held():

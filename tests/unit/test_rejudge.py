@@ -109,7 +109,7 @@ def run_dir(tmp_path, monkeypatch):
     training = {k: v for k, v in PROMPTS.items() if len(k) == 1}
     heldout = {k: v for k, v in PROMPTS.items() if len(k) == 2}
     monkeypatch.setattr(module, "_prompts", lambda *_: (training, heldout))
-    monkeypatch.setattr("pipelines.session.connect", lambda: None)
+    monkeypatch.setattr("pipelines.cluster.connect", lambda: None)
     monkeypatch.setattr("actors.quiet.quiet_driver", lambda path: None)
     return path
 
