@@ -51,7 +51,7 @@ def single(number: int, text: str | None = None) -> AnnotationItem:
     return AnnotationItem((Message("user", f"Question {number}?"),), (shown,))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the driver keeps an event loop running in this thread, which other files' tests need
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.fail("these tests need Chromium: run scripts/browser.sh (make test does)")

@@ -41,9 +41,11 @@ class Counting:
 def pool(ray_here, overrides, tmp_path):
     config = load_config(RunConfig, TINY, overrides("reference", "batching.micro_batch_tokens=128"))
     pool = ReferencePool(config, tmp_path, tmp_path, Faults(config.recovery))
-    asyncio.run(pool.ready())
-    yield config, pool
-    pool.close()
+    try:
+        asyncio.run(pool.ready())
+        yield config, pool
+    finally:
+        pool.close()
 
 
 def test_nothing_is_scored_twice_though_an_actor_is_killed(pool, tmp_path):
