@@ -219,6 +219,7 @@ class Member(Section):
     """One judge of a panel."""
 
     judge: Annotated[Single, Field(discriminator="kind")]
+    """Any judge that works alone."""
     weight: PositiveFloat = 1.0
     """Its share in the panel's average, among those that gave a verdict."""
     scale: PositiveFloat = 1.0
@@ -248,7 +249,7 @@ class EscalationJudge(_Judge):
     scale: PositiveFloat = 1.0
     """For a first judge that rates: P = sigmoid(difference / scale)."""
     below: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Escalate where \\|P - 1/2\\| is below this."""
+    """Escalate where |P - 1/2| is below this."""
     on_flip: bool = True
     """Escalate where the first judge's two orders contradict each other."""
     on_failure: bool = True

@@ -133,16 +133,17 @@ _JUDGING_GOES_ON = (
 _JUDGES_FILES = ("judge.template", "judge.guidelines", "judge.gold")
 
 
+def defines_experiment(key: str) -> bool:
+    """Whether the field (``objective.beta``) must be the same in every attempt at a run."""
+    return not key.startswith(_ATTEMPT_FIELDS) and not ("judge." in key and key.endswith(_JUDGING_GOES_ON))
+
+
 def scientific(config: Section) -> dict[str, str]:
     """The flattened fields that define the experiment: all but placement, tracking, deadlines and length.
 
     Input files stand with name and content: under ``ray job submit`` every attempt has a copy of its own elsewhere.
     """
-    fields = {
-        k: v
-        for k, v in flatten(config).items()
-        if not k.startswith(_ATTEMPT_FIELDS) and not ("judge." in k and k.endswith(_JUDGING_GOES_ON))
-    }
+    fields = {k: v for k, v in flatten(config).items() if defines_experiment(k)}
     for key in [k for k in fields if k.endswith((*INPUT_FILES, *_JUDGES_FILES)) and fields[k]]:
         path = Path(fields[key])
         # A run's directory may be data, too. os.path's: they know no path that is too long or otherwise impossible.

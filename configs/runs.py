@@ -44,24 +44,38 @@ class SftPhase(Section):
     """Supervised fine-tuning that comes before preference training."""
 
     data: Data
+    """Demonstrations."""
     optimizer: Optimizer = Optimizer(lr=2e-5)
+    """Its own optimizer."""
 
 
 class TrainingConfig(Section):
     """What every kind of training has."""
 
     run: RunDirectory
+    """Name, directory, seed and length of the run."""
     model: Model
+    """The model that is trained."""
     objective: Objective = Field(default_factory=default_objective)
+    """What is minimised."""
     reference: Reference = Reference()
+    """Whether the reference stays as it was, or follows the policy."""
     optimizer: Optimizer = Optimizer()
+    """AdamW, its schedule, and where its states live."""
     batching: Batching = Batching()
+    """How a step is cut into pieces that fit memory."""
     resources: Resources = Resources()
+    """Actors of every stage, and what each takes from the cluster."""
     weights: Weights = Weights()
+    """How new weights reach the samplers."""
     tracking: Tracking = Tracking()
+    """MLflow."""
     checkpoint: Checkpointing = Checkpointing()
+    """When a run is saved, what is kept, and a second place for it."""
     deadlines: Deadlines = Deadlines()
+    """How long anything is waited for."""
     recovery: Recovery = Recovery()
+    """How many lost actors a run survives."""
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -122,13 +136,19 @@ class RunConfig(TrainingConfig):
     """An online run (``rondo run``)."""
 
     run: Run
+    """Name, directory, seed and length of the run."""
     prompts: Prompts
+    """The prompts that are sampled from, and the held-out ones."""
     sampling: Sampling = Sampling()
+    """How the policy answers."""
     judge: Judge
+    """Who says which response is better."""
     opponents: tuple[Opponent, ...] = ()
     """Who plays against the policy; without any, its own responses are compared with each other."""
     pairing: Pairing = Pairing()
+    """What is made of a prompt's judged candidates."""
     evaluation: Evaluation = Evaluation()
+    """Held-out win rate, and the judge that training never sees."""
     sft: SftPhase | None = None
     """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
 
@@ -242,6 +262,7 @@ class OfflineConfig(TrainingConfig):
     """Training from files (``rondo offline``, ``rondo sft``)."""
 
     data: Data
+    """The files that are trained on."""
     sft: SftPhase | None = None
     """Supervised fine-tuning before the first step; its result is the initial policy and the reference."""
 
@@ -259,6 +280,7 @@ class SftConfig(OfflineConfig):
     """Supervised fine-tuning from files (``rondo sft``)."""
 
     objective: Objective = Field(default_factory=lambda: SECTIONS["sft"](name="sft"))
+    """What is minimised."""
 
     @model_validator(mode="after")
     def _supervised(self) -> Self:
@@ -274,6 +296,7 @@ class RewardModelConfig(OfflineConfig):
     """A Bradley-Terry reward model from files of pairs (``rondo reward-model``)."""
 
     objective: BradleyTerry = BradleyTerry()
+    """What is minimised."""
 
     @model_validator(mode="after")
     def _conversations(self) -> Self:

@@ -1,7 +1,10 @@
-"""What is written about the code is what the code says."""
+"""Pages that are made from the code are what the code says today."""
 
-from scripts.objective_docs import FILE, render
+import pytest
+
+from scripts import config_docs, objective_docs
 
 
-def test_the_page_of_objectives_is_current():
-    assert FILE.read_text(encoding="utf-8") == render(), "run: python -m scripts.objective_docs"
+@pytest.mark.parametrize("page", [config_docs, objective_docs], ids=lambda page: page.__name__)
+def test_generated_page_is_current(page):
+    assert page.FILE.read_text(encoding="utf-8") == page.render(), f"run: python -m {page.__name__}"
