@@ -18,7 +18,7 @@ from typing import Any
 
 from configs.loading import load_config
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.pairing import pairing_rules
 from pipelines.prompts import load_tokenizer, parse_line
 from preference.batching import Batch, collate

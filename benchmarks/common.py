@@ -59,7 +59,7 @@ def rondo(root: Path, name: str, *overrides: str, config: Path = QUICKSTART) -> 
     """``rondo run`` as a user starts it, in a process of its own; raises with its output if it fails."""
     from mlflow import MlflowClient
 
-    from pipelines.ledger import read_record
+    from pipelines.ledger.ledger import read_record
 
     words = [sys.executable, "-m", "pipelines.cli", "run", str(config), f"run.root={root}", f"run.name={name}"]
     with MemoryWatch() as memory:

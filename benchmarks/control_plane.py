@@ -35,7 +35,7 @@ from benchmarks.common import RESULTS, save
 from benchmarks.paced import NoEvaluation, Notes, Pace, PacedJudges, PacedReference, PacedSampler, PacedTrainRun
 from configs.loading import validate
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.loop import Loop, Stages
 from pipelines.online import OnlineSource
 from pipelines.prompts import PromptSet

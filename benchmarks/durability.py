@@ -19,9 +19,9 @@ from typing import Any
 from actors.files import FileSum
 from benchmarks.common import rondo, save, spread
 from configs.schema import Checkpointing
-from pipelines.checkpoints import Checkpoints, checkpoint_dir, damage, newest_whole, read_manifest
-from pipelines.journal import Journal, read_lines
-from pipelines.ledger import JOURNALS
+from pipelines.ledger.checkpoints import Checkpoints, checkpoint_dir, damage, newest_whole, read_manifest
+from pipelines.ledger.journal import Journal, read_lines
+from pipelines.ledger.ledger import JOURNALS
 
 REPETITIONS, STEPS, WARM, EVERY = 3, 14, 2, 4
 PLAIN = [f"run.steps={STEPS}", "evaluation.prompts=1", "evaluation.probe=0"]

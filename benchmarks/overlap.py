@@ -26,7 +26,7 @@ from benchmarks.common import RESULTS, save, spread
 from benchmarks.paced import NoEvaluation, Notes, no_metrics, some_pair
 from configs.loading import validate
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.loop import Loop, Stages
 from pipelines.stages import Prepared
 from pipelines.timing import Stopwatch

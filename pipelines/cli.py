@@ -85,10 +85,10 @@ def sft(config: str, overrides: tuple[str, ...], resume: str) -> None:
 @click.option("--root", default="~/.rondo/runs", show_default=True, help="Where RUN lies, if it is a name.")
 def resume(run: str, overrides: tuple[str, ...], root: str) -> None:
     """Go on with RUN, of whatever kind, as it was configured: it was stopped or killed, or is to have more steps."""
+    from pipelines.ledger.record import CONFIGURATION
     from pipelines.offline import run_offline
     from pipelines.online import run_online
     from pipelines.progress import Progress
-    from pipelines.record import CONFIGURATION
 
     directory = _run_dir(run, root).resolve()
     file = str(directory / CONFIGURATION)
@@ -142,7 +142,7 @@ def inspect(source: str, html: str | None, format: str, track: bool, root: str) 
     from rich.console import Console
 
     from pipelines.data import DataRules
-    from pipelines.inspect import inspect as diagnose
+    from pipelines.look.inspect import inspect as diagnose
 
     path = Path(source) if Path(source).is_file() else _run_dir(source, root)
     try:

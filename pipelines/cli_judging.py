@@ -48,10 +48,10 @@ def rejudge(
 
     from pipelines.cli import _execute, _run_dir, _stop
     from pipelines.data.runs import finished_run
+    from pipelines.judging.rejudge import rejudge as judge_anew
+    from pipelines.judging.rejudge import rejudge_config
+    from pipelines.look.tables import show_rejudged
     from pipelines.progress import Progress
-    from pipelines.rejudge import rejudge as judge_anew
-    from pipelines.rejudge import rejudge_config
-    from pipelines.tables import show_rejudged
 
     async def work() -> None:
         report = await judge_anew(run_dir, config, progress, apply=apply, prompts=Path(prompts) if prompts else None)
@@ -81,12 +81,12 @@ def arena(words: tuple[str, ...], config: str | None, out: str | None, root: str
 
     from rich.console import Console
 
-    from pipelines.arena import arena as hold
     from pipelines.cli import _execute, _run_dir, _stop
-    from pipelines.contestants import contestants
+    from pipelines.ledger.recorded import arena_config
+    from pipelines.look.tables import show_arena
+    from pipelines.play.arena import arena as hold
+    from pipelines.play.contestants import contestants
     from pipelines.progress import Progress
-    from pipelines.recorded import arena_config
-    from pipelines.tables import show_arena
 
     targets = [_run_dir(w, root) for w in words if "=" not in w]
     with TemporaryDirectory(prefix="rondo-arena-") as scratch:
@@ -129,8 +129,8 @@ def score(
     from configs.loading import ConfigError
     from configs.schema import Group
     from pipelines.cli import _execute, _stop
+    from pipelines.judging.score import score_file, scoring_judge
     from pipelines.progress import Progress
-    from pipelines.score import score_file, scoring_judge
 
     given = {name: value for name, value in knobs.items() if value not in (None, False)}
     try:

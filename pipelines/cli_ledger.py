@@ -18,7 +18,7 @@ def status(run: str, as_json: bool, root: str) -> None:
     from rich.console import Console
 
     from pipelines.cli import _run_dir, _stop
-    from pipelines.status import status as tell
+    from pipelines.ledger.status import status as tell
 
     try:
         width = None if sys.stdout.isatty() else 200  # a file or pipe has no width to wrap at
@@ -33,7 +33,7 @@ def status(run: str, as_json: bool, root: str) -> None:
 def verify(run: str, root: str) -> None:
     """Audit RUN: every record whole, every prompt one fate, every pair trained once. Exits with 1 on any breach."""
     from pipelines.cli import _run_dir, _stop
-    from pipelines.verify import verify as audit
+    from pipelines.ledger.verify import verify as audit
 
     try:
         code = audit(_run_dir(run, root), click.echo)
@@ -49,7 +49,7 @@ def verify(run: str, root: str) -> None:
 def gc(run: str, dry_run: bool, root: str) -> None:
     """Free what RUN, or any run under ROOT, does not need any more. A running run is never touched."""
     from pipelines.cli import _run_dir, _stop
-    from pipelines.gc import collect
+    from pipelines.ledger.gc import collect
 
     try:
         collect(_run_dir(run, root), click.echo, dry_run=dry_run)

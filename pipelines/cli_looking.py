@@ -18,7 +18,7 @@ HTML = click.option("--html", type=click.Path(dir_okay=False), help="Where the p
 def report(run: str, html: str | None, root: str) -> None:
     """Write one self-contained HTML page about RUN, under way or ended: RUN/report.html, or where --html says."""
     from pipelines.cli import _run_dir, _stop
-    from pipelines.report import report as write
+    from pipelines.look.report import report as write
 
     try:
         click.echo(f"written to {write(_run_dir(run, root), Path(html) if html else None)}")
@@ -35,7 +35,7 @@ def compare(runs: tuple[str, ...], html: str | None, root: str) -> None:
     from rich.console import Console
 
     from pipelines.cli import _run_dir, _stop
-    from pipelines.compare import compare as show
+    from pipelines.look.compare import compare as show
 
     try:
         show([_run_dir(run, root) for run in runs], Console(highlight=False), Path(html) if html else None)

@@ -10,7 +10,7 @@ from actors.faults import StageFailed
 from actors.nodes import blind_nodes
 from configs.runs import TrainingConfig
 from pipelines.doctor import cluster_shortfalls
-from pipelines.ledger import LedgerError
+from pipelines.ledger.ledger import LedgerError
 
 
 def refuse_invisible(run_dir: Path) -> None:

@@ -45,8 +45,8 @@ async def evaluate_models(config: RunConfig, model: Path, against: Path, progres
     from actors.sampler import SamplerPool
     from pipelines.cluster import join_cluster
     from pipelines.doctor import refuse_unfit
-    from pipelines.judges import outside_a_run, start_judges
-    from pipelines.ledger import Ledger
+    from pipelines.judging.judges import outside_a_run, start_judges
+    from pipelines.ledger.ledger import Ledger
     from pipelines.online import load_all_prompts
 
     old = config.model_copy(update={"model": config.model.model_copy(update={"path": str(against.resolve())})})

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.weights import WeightFiles
-from pipelines.checkpoints import newest_whole
-from pipelines.ledger import read_record
-from pipelines.reward_model import SCORE, classify
+from pipelines.judging.reward_model import SCORE, classify
+from pipelines.ledger.checkpoints import newest_whole
+from pipelines.ledger.ledger import read_record
 
 if TYPE_CHECKING:
     import torch

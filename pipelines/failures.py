@@ -14,7 +14,7 @@ def is_expected(error: Exception) -> bool:
     from pipelines.data import DataError
     from pipelines.doctor import UnfitError
     from pipelines.export import ExportError
-    from pipelines.ledger import LedgerError
+    from pipelines.ledger.ledger import LedgerError
     from pipelines.online import JudgeUnreliable
     from pipelines.plan.architecture import PlanError
     from pipelines.prompts import PromptError

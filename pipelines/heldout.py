@@ -11,7 +11,7 @@ import numpy as np
 from actors.requests import SamplePlan
 from configs.judges import is_independent
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.scoring import score_examples
 from pipelines.stages import Judge, Observer, Reference, Sampler
 from pipelines.timing import Stopwatch

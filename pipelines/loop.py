@@ -22,7 +22,7 @@ from pathlib import Path
 from actors.stream import TrainerLost
 from actors.weights import discard_before, version_directory
 from configs.runs import TrainingConfig
-from pipelines.ledger import Ledger, LedgerError
+from pipelines.ledger.ledger import Ledger, LedgerError
 from pipelines.stages import Consumer, Evaluator, Observer, Prepared, Reference, Source, Trainer
 from pipelines.timing import Stopwatch
 from preference.batching import collate

@@ -20,10 +20,10 @@ from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig,
 from configs.schema import Data, RunDirectory
 from pipelines.data import DataRules, Items, load_items, split
 from pipelines.doctor import refuse_unfit
-from pipelines.ledger import Ledger
+from pipelines.judging.reward_model import conversations
+from pipelines.ledger.ledger import Ledger
 from pipelines.order import epoch_slice
 from pipelines.progress import Progress
-from pipelines.reward_model import conversations
 from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Evaluator, Observer, Prepared, Source, Trainer

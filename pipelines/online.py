@@ -18,14 +18,14 @@ from configs.loading import ConfigError
 from configs.opponents import DataPlayer
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
-from pipelines.guests import check_responses
 from pipelines.heldout import HeldOut
-from pipelines.judges import heldout_judges, start_judges
-from pipelines.ledger import Begun, Ledger
-from pipelines.lineup import Lineup
+from pipelines.judging.judges import heldout_judges, start_judges
+from pipelines.ledger.ledger import Begun, Ledger
 from pipelines.offline import after_sft
-from pipelines.opponents import Opponents
 from pipelines.pairing import pairing_rules
+from pipelines.play.guests import check_responses
+from pipelines.play.lineup import Lineup
+from pipelines.play.opponents import Opponents
 from pipelines.progress import Progress
 from pipelines.prompts import PromptError, PromptSet, check_file, heldout_ids, load_prompts, overlapping
 from pipelines.scoring import Scorer

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.plots import repetition
+from pipelines.look.plots import repetition
 from pipelines.wording import SHORT, at_kl, clip, duration, judge_row, over_optimisation, plain, step_line
 from preference.reports import EvalReport, SampleRow, StageTime, StepReport, TrainMetrics
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.runs import TrainingConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.stages import Observer, Reference
 from pipelines.timing import Stopwatch
 from preference.batching import Example, Floats, PlannedCell, example, mismatched_examples, plan

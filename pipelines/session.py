@@ -23,17 +23,17 @@ from actors.weights import version_directory
 from configs.loading import ConfigError, config_hash, differing_fields, scientific
 from configs.runs import RunConfig, TrainingConfig
 from pipelines.cluster import connect, join_cluster, refuse_invisible
-from pipelines.copies import LAST_COPIES_S, Copies, open_copies
-from pipelines.events import AttemptBegan, AttemptEnded, Began, Survived
 from pipelines.export import export_published
 from pipelines.facts import cluster_facts
-from pipelines.keeping import refuse_unmeasured
-from pipelines.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
+from pipelines.ledger.copies import LAST_COPIES_S, Copies, open_copies
+from pipelines.ledger.events import AttemptBegan, AttemptEnded, Began, Survived
+from pipelines.ledger.keeping import refuse_unmeasured
+from pipelines.ledger.ledger import Ledger, LedgerError, RunRecord, read_record, write_record
+from pipelines.ledger.record import write_configuration
+from pipelines.ledger.restore import restore_run
 from pipelines.loop import Loop, Stages
 from pipelines.nodes import nodes_arrived
 from pipelines.progress import Progress
-from pipelines.record import write_configuration
-from pipelines.restore import restore_run
 from pipelines.stages import Consumer, Evaluator, Source
 from pipelines.timing import Stopwatch
 from pipelines.tracking import Tracker

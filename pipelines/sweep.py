@@ -26,11 +26,11 @@ import yaml
 
 from configs.loading import ConfigError, config_kind, load_config
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
-from pipelines.compare import load_runs, render
 from pipelines.data.rules import DataError
-from pipelines.figures import frontier, frontier_figure
-from pipelines.page import write_page
-from pipelines.report import evaluation_of, load
+from pipelines.look.compare import load_runs, render
+from pipelines.look.figures import frontier, frontier_figure
+from pipelines.look.page import write_page
+from pipelines.look.report import evaluation_of, load
 from pipelines.tracking.history import Record
 from preference.types import content_id
 

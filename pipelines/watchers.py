@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines import plots
+from pipelines.ledger.record import RunRecord, write_record
+from pipelines.look import plots
 from pipelines.metrics import Metrics
 from pipelines.progress import Progress
-from pipelines.record import RunRecord, write_record
 from pipelines.tracking import Tracker
 from preference.reports import EvalReport, StepReport, TrainMetrics
 

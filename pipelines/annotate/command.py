@@ -18,7 +18,7 @@ from pipelines.annotate.people import erase, known_people
 from pipelines.annotate.reading import read_gold, read_items
 from pipelines.annotate.serving import address, is_tls, listen, make_links, server
 from pipelines.annotate.store import STORE_NAME, Store, sqlite_url
-from pipelines.ledger import read_record
+from pipelines.ledger.ledger import read_record
 
 Say = Callable[[str], None]
 _DATABASES = (".db", ".sqlite", ".sqlite3")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.data.rules import DataError, DataRules
 from pipelines.data.runs import load_run
-from pipelines.ledger import read_record
+from pipelines.ledger.ledger import read_record
 from preference.types import Item, Pair, Response
 
 _NO_LIMIT = 2**31

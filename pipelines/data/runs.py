@@ -20,14 +20,14 @@ from pipelines.data.encode import check_budget, check_limits, model_encoder
 from pipelines.data.gather import Items, finish
 from pipelines.data.report import REASON_OF_FATE, Dropped, Kept, LoadReport, Outcome, Reason, Unfit
 from pipelines.data.rules import DataError, DataRules
-from pipelines.events import Event, PreparedStep, TrainedStep, read_event
-from pipelines.journal import LedgerError, read_lines
-from pipelines.judged import Recorded, read_groups
-from pipelines.lock import owner_of
-from pipelines.migrate import upgraded
+from pipelines.ledger.events import Event, PreparedStep, TrainedStep, read_event
+from pipelines.ledger.journal import LedgerError, read_lines
+from pipelines.ledger.judged import Recorded, read_groups
+from pipelines.ledger.lock import owner_of
+from pipelines.ledger.migrate import upgraded
+from pipelines.ledger.record import RunRecord, read_record, schema_of
 from pipelines.pairing import pairing_rules
 from pipelines.prompts import PromptError, load_prompts, load_tokenizer
-from pipelines.record import RunRecord, read_record, schema_of
 from preference.pairing import PairingRules, make_items
 from preference.types import Fate, Item, JudgedGroup, Judgement, Prompt, Response
 

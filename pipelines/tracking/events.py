@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipelines.journal import Journal, decode_line
+from pipelines.ledger.journal import Journal, decode_line
 from preference import reports
 from preference.reports import PromptScores, StageTime
 from preference.types import Judgement, Message, content_id

@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.loading import INPUT_FILES, config_hash, flatten
 from configs.runs import TrainingConfig
 from pipelines import facts
-from pipelines.journal import decode_line
+from pipelines.ledger.journal import decode_line
 from pipelines.tracking.events import DataFile
 from pipelines.tracking.history import Record
 from pipelines.tracking.registry import HELDOUT, WIN_RATE

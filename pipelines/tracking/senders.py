@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.figures import run_figures
+from pipelines.look.figures import run_figures
 from pipelines.tracking.client import Warn, brief, may_pass
 from pipelines.tracking.events import (
     Began,

@@ -14,8 +14,9 @@ from typing import Any
 from configs.judges import RuleJudge, singles
 from configs.loading import config_hash, flatten, scientific
 from configs.runs import RunConfig, TrainingConfig
-from pipelines import facts, plots
-from pipelines.journal import LedgerError
+from pipelines import facts
+from pipelines.ledger.journal import LedgerError
+from pipelines.look import plots
 from pipelines.tracking import lineage
 from pipelines.tracking.client import (
     TrackingError,
@@ -178,7 +179,7 @@ class Tracker:
     def _known(self, values: Mapping[str, float]) -> dict[str, float]:
         for name in sorted(n for n in values if not plots.is_known(n) and n not in self._unknown):
             self._unknown.add(name)
-            self._warn(f"metric {name!r} has no meaning in pipelines.plots.METRICS and is not logged")
+            self._warn(f"metric {name!r} has no meaning in pipelines.look.plots.METRICS and is not logged")
         return {name: float(value) for name, value in values.items() if plots.is_known(name)}
 
     def _judgements(self, report: StepReport, at: int) -> Iterator[Judged]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipelines.verify import verify
+from pipelines.ledger.verify import verify
 from tests.chaos.kills import ROLES, STAGES, Run
 from tests.integration.conftest import journal, losses, mlflow, pairs, shared_memory_of
 

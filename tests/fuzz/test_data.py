@@ -19,8 +19,8 @@ from pipelines.annotate.reading import read_items as read_tasks
 from pipelines.checks import inputs
 from pipelines.data import DataRules, read_items
 from pipelines.data.encode import Encoder
-from pipelines.inspect_sources import read_corpus
-from pipelines.score import _choices, _holds_candidates
+from pipelines.judging.score import _choices, _holds_candidates
+from pipelines.look.inspect_sources import read_corpus
 from tests.fuzz.hostile import encoded, garbled, line_files, mutants
 from tests.fuzz.trial import fuzzed, rows, tried
 from tests.tiny import _tokenizer

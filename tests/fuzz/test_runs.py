@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from actors.weights import WeightFiles, WeightWriter
 from configs.schema import Checkpointing
-from pipelines.checkpoints import MARK, damage, newest_whole, read_manifest
 from pipelines.data import DataRules
 from pipelines.data.runs import pairs_of_run, record_of
-from pipelines.gc import needless
-from pipelines.inspect_sources import read_corpus
-from pipelines.journal import encode_line
-from pipelines.ledger import Ledger, RunRecord, read_record, write_record
-from pipelines.lock import owner_of, owners
-from pipelines.status import read_status
-from pipelines.verify import audit
+from pipelines.ledger.checkpoints import MARK, damage, newest_whole, read_manifest
+from pipelines.ledger.gc import needless
+from pipelines.ledger.journal import encode_line
+from pipelines.ledger.ledger import Ledger, RunRecord, read_record, write_record
+from pipelines.ledger.lock import owner_of, owners
+from pipelines.ledger.status import read_status
+from pipelines.ledger.verify import audit
+from pipelines.look.inspect_sources import read_corpus
 from preference.pairing import PairingRules, make_items
 from preference.types import Version
 from tests.factories import judged, prompt

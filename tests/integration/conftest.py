@@ -24,7 +24,7 @@ from mlflow.entities import Run
 
 from configs.loading import load_config
 from configs.runs import RunConfig
-from pipelines.ledger import read_record
+from pipelines.ledger.ledger import read_record
 from preference.types import content_id
 from tests.tiny import tiny_model
 

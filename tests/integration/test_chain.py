@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.export import export_run, export_weights
-from pipelines.ledger import complete_checkpoints, read_record
+from pipelines.ledger.ledger import complete_checkpoints, read_record
 from tests.integration.conftest import command_line, journal, losses, shared_memory_of
 
 
@@ -147,7 +147,7 @@ def test_nothing_is_left_behind(finished, head):
 def test_a_run_directory_that_a_node_does_not_see_is_refused(ray_here, tmp_path, monkeypatch):
     from actors import nodes
     from pipelines import cluster
-    from pipelines.ledger import LedgerError
+    from pipelines.ledger.ledger import LedgerError
 
     assert nodes.blind_nodes(tmp_path) == []
     cluster.refuse_invisible(tmp_path)

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from pipelines.checkpoints import complete_checkpoints
-from pipelines.lock import owners
-from pipelines.record import read_record
+from pipelines.ledger.checkpoints import complete_checkpoints
+from pipelines.ledger.lock import owners
+from pipelines.ledger.record import read_record
 from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, mlflow, pairs, shared_memory_of
 from tests.s3 import s3_server
 

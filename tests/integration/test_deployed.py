@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.ledger import read_record
+from pipelines.ledger.ledger import read_record
 from pipelines.metrics import METRICS
 from tests.endpoint import Request, Server, completion, endpoint
 from tests.integration.conftest import BIN, JUDGE_KEY, ROOT, TINY, free_port, losses, run

@@ -556,7 +556,7 @@ def test_rondo_annotate_serves_a_file_until_it_is_stopped(tmp_path) -> None:
 
 
 def test_a_run_is_annotated_by_its_name(pool, tmp_path) -> None:
-    from pipelines.ledger import RunRecord, write_record
+    from pipelines.ledger.ledger import RunRecord, write_record
 
     judge, _ = pool()
     fields = {"judge.kind": "escalation", "judge.then.kind": "human", "judge.then.store": ""}

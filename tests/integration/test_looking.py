@@ -5,9 +5,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from pipelines.figures import run_figures
-from pipelines.ledger import read_record
-from pipelines.report import load
+from pipelines.ledger.ledger import read_record
+from pipelines.look.figures import run_figures
+from pipelines.look.report import load
 from tests.integration.conftest import journal, mlflow
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.ledger import complete_checkpoints
+from pipelines.ledger.ledger import complete_checkpoints
 from tests.integration.conftest import BIN, journal, losses, mlflow, run
 
 PROMPTS = [

@@ -12,7 +12,7 @@ from actors.reference import ReferenceActor, ReferencePool
 from actors.weights import WeightWriter
 from configs.loading import load_config
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.scoring import Scorer
 from pipelines.timing import Stopwatch
 from preference.types import Version

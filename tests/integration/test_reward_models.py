@@ -13,7 +13,7 @@ from actors.judges.implicit import ImplicitPool
 from actors.judges.reward_model import RewardModelPool
 from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.schema import Deadlines, Group, Recovery
-from pipelines.ledger import complete_checkpoints
+from pipelines.ledger.ledger import complete_checkpoints
 from preference.types import CandidateGroup, Message, Prompt, Rating, Written
 from tests.integration.conftest import BIN, losses, mlflow, run, under_torchrun
 from tests.tiny import tiny_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.inspect_sources import read_corpus
+from pipelines.look.inspect_sources import read_corpus
 from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
 
 RULE = "judge={kind: rule, rule: 'tests.rules:vowels'}"

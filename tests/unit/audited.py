@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import scientific
-from pipelines.events import AttemptBegan, Began
-from pipelines.journal import encode_line, read_lines
-from pipelines.record import RunRecord, write_record
+from pipelines.ledger.events import AttemptBegan, Began
+from pipelines.ledger.journal import encode_line, read_lines
+from pipelines.ledger.record import RunRecord, write_record
 from preference.types import Version
 from tests.unit.test_loop import World, config
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from actors.requests import SamplePlan
 from configs.loading import validate
 from configs.runs import RunConfig
-from pipelines.opponents import Opponents, Past
-from pipelines.versions import Versions
+from pipelines.play.opponents import Opponents, Past
+from pipelines.play.versions import Versions
 from preference.types import CandidateGroup, JudgedGroup, Rating, Version, Written, content_id
 from tests.factories import INITIAL, JUDGE, candidate, prompt
 

@@ -16,14 +16,14 @@ from actors.judges.protocol import Arbiter, Ruling
 from actors.weights import WeightWriter
 from configs.loading import ConfigError, flatten, load_config, scientific
 from configs.runs import RunConfig
-from pipelines import arena
-from pipelines.arena import report_of
-from pipelines.contestants import Contestant, contestants
-from pipelines.matches import ROUND, play
-from pipelines.output import write_json
-from pipelines.record import RunRecord, write_record
-from pipelines.recorded import arena_config, recorded_sections
-from pipelines.tables import show_arena
+from pipelines.ledger.record import RunRecord, write_record
+from pipelines.ledger.recorded import arena_config, recorded_sections
+from pipelines.look.output import write_json
+from pipelines.look.tables import show_arena
+from pipelines.play import arena
+from pipelines.play.arena import report_of
+from pipelines.play.contestants import Contestant, contestants
+from pipelines.play.matches import ROUND, play
 from preference.types import JudgeFailure, Outcome, Verdict, Version
 from tests.factories import JUDGE, candidate, prompt
 from tests.unit.test_config import QUICKSTART

@@ -13,8 +13,8 @@ from actors.files import FileSum
 from configs.loading import ConfigError, validate
 from configs.runs import RunConfig
 from configs.schema import Checkpointing
-from pipelines import checkpoints as module
-from pipelines.checkpoints import (
+from pipelines.ledger import checkpoints as module
+from pipelines.ledger.checkpoints import (
     MARK,
     Checkpoints,
     Manifest,
@@ -24,8 +24,8 @@ from pipelines.checkpoints import (
     newest_whole,
     read_manifest,
 )
-from pipelines.journal import LedgerError
-from pipelines.keeping import Measured, kept_steps, refuse_unmeasured
+from pipelines.ledger.journal import LedgerError
+from pipelines.ledger.keeping import Measured, kept_steps, refuse_unmeasured
 
 SUMS = st.builds(FileSum, st.text(max_size=9), st.integers(0, 2**63), st.integers(0, 2**32 - 1))
 MANIFESTS = st.builds(

@@ -10,14 +10,14 @@ from actors.files import FileSum
 from configs.loading import validate
 from configs.runs import RunConfig
 from configs.schema import Checkpointing
-from pipelines.checkpoints import checkpoint_dir, complete_checkpoints, damage
-from pipelines.copies import Copies, open_copies
-from pipelines.journal import Journal, LedgerError, read_lines
-from pipelines.ledger import Ledger
-from pipelines.lock import Lease, Owners, owners
-from pipelines.record import RunRecord, read_record, write_record
-from pipelines.restore import FILES, PLACES, restore, restore_run
-from pipelines.storage import open_storage
+from pipelines.ledger.checkpoints import checkpoint_dir, complete_checkpoints, damage
+from pipelines.ledger.copies import Copies, open_copies
+from pipelines.ledger.journal import Journal, LedgerError, read_lines
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.lock import Lease, Owners, owners
+from pipelines.ledger.record import RunRecord, read_record, write_record
+from pipelines.ledger.restore import FILES, PLACES, restore, restore_run
+from pipelines.ledger.storage import open_storage
 from tests.factories import judged, prompt
 from tests.s3 import s3_server
 
@@ -145,8 +145,8 @@ def test_what_a_dead_owner_copies_late_does_not_count(tmp_path, url):
 def test_a_busy_server_holds_up_copies_only_and_is_told_of_once(tmp_path, server, monkeypatch):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipelines.storage._ATTEMPTS", 1)
-    monkeypatch.setattr("pipelines.copies._PAUSES", (0.05,))
+    monkeypatch.setattr("pipelines.ledger.storage._ATTEMPTS", 1)
+    monkeypatch.setattr("pipelines.ledger.copies._PAUSES", (0.05,))
     said = []
     run = Run(tmp_path / "here", "s3://runs/busy", say=said.append)
     server.refuse = lambda method, path: method == "PUT"
@@ -167,8 +167,8 @@ def test_a_busy_server_holds_up_copies_only_and_is_told_of_once(tmp_path, server
 def test_a_copy_that_cannot_be_finished_is_said_loudly(tmp_path, server, monkeypatch):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipelines.storage._ATTEMPTS", 1)
-    monkeypatch.setattr("pipelines.copies._PAUSES", (0.05,))
+    monkeypatch.setattr("pipelines.ledger.storage._ATTEMPTS", 1)
+    monkeypatch.setattr("pipelines.ledger.copies._PAUSES", (0.05,))
     said = []
     run = Run(tmp_path / "here", "s3://runs/dead", say=said.append)
     server.refuse = lambda method, path: method == "PUT"
@@ -218,7 +218,9 @@ def test_a_restoration_that_was_broken_off_begins_again(tmp_path, url, monkeypat
     run = Run(tmp_path / "here", url)
     run.step(1, checkpoint=True).end()
     there = tmp_path / "there"
-    monkeypatch.setattr("pipelines.restore._restore_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "pipelines.ledger.restore._restore_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         restore(run.storage, there, print)
     assert read_record(there) is None

@@ -77,7 +77,7 @@ def test_data_files_are_never_unpickled(tmp_path, mark):
     from rich.console import Console
 
     from pipelines.data import DataError, DataRules
-    from pipelines.inspect import inspect
+    from pipelines.look.inspect import inspect
 
     for name in ("pairs.jsonl", "pairs.json", "pairs.parquet", "pairs.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb(mark)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.inspect_sources import corpus_of
+from pipelines.look.inspect_sources import corpus_of
 from preference.diagnostics import METRICS, Answer, Corpus, Graded, Preferred, diagnose, scalars
 from preference.findings import findings
 from preference.pairing import PairingRules

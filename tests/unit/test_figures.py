@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines import plots
-from pipelines.figures import TIMELINE_STEPS, frontier, frontier_figure, png, run_figures, runs_figure
+from pipelines.look import plots
+from pipelines.look.figures import TIMELINE_STEPS, frontier, frontier_figure, png, run_figures, runs_figure
 from preference.reports import StageTime
 from tests.unit.test_plots import EVAL, FULL
 

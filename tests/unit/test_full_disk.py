@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import LedgerError, read_lines
-from pipelines.ledger import Ledger, RunRecord, read_record, write_record
+from pipelines.ledger.journal import LedgerError, read_lines
+from pipelines.ledger.ledger import Ledger, RunRecord, read_record, write_record
 
 ROOT = Path(__file__).parents[2]
 # The kernel itself refuses to let any file of the process grow beyond a limit, in the middle of a write.
 FILLING = """
 import resource, sys
 from pathlib import Path
-from pipelines.ledger import Ledger, LedgerError
+from pipelines.ledger.ledger import Ledger, LedgerError
 ledger = Ledger(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 for step in range(1, 1000):
@@ -83,7 +83,7 @@ def test_run_json_stays_as_it_was(tmp_path):
     record = RunRecord("hash", {"a": "1"}, "run", 2, 7)
     write_record(tmp_path, record)
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom pipelines.ledger import *\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom pipelines.ledger.ledger import *\n"
         "record = read_record(Path(sys.argv[1]))\nresource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
         "try:\n    write_record(Path(sys.argv[1]), record)\nexcept LedgerError as error:\n    print(error)"
     )

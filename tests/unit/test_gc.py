@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines import disk, gc
+from pipelines import disk
 from pipelines.cli import main
-from pipelines.journal import LedgerError
-from pipelines.ledger import Ledger
-from pipelines.verify import audit
+from pipelines.ledger import gc
+from pipelines.ledger.journal import LedgerError
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.verify import audit
 from preference.types import content_id
 from tests.unit.audited import audited_run
 

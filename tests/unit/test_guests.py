@@ -10,8 +10,8 @@ import torch
 from actors.weights import WeightFiles, WeightsError, WeightWriter, keep_version, link_version
 from pipelines.data.encode import Encoder
 from pipelines.data.rules import DataRules
-from pipelines.guests import Limits, Translator, Unusable, check_responses, data_responses, same_tokens
-from pipelines.judging import JudgeStage
+from pipelines.judging.stage import JudgeStage
+from pipelines.play.guests import Limits, Translator, Unusable, check_responses, data_responses, same_tokens
 from pipelines.prompts import PromptError, PromptSet
 from preference.pairing import PairingRules
 from preference.types import CandidateGroup, FinishReason, Message, Prompt, Version, Written

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from pipelines.cli import main
 from pipelines.data import DataError
-from pipelines.inspect import inspect, render
-from pipelines.inspect_figures import figures
-from pipelines.inspect_sources import read_corpus
-from pipelines.ledger import Ledger, RunRecord, write_record
+from pipelines.ledger.ledger import Ledger, RunRecord, write_record
+from pipelines.look.inspect import inspect, render
+from pipelines.look.inspect_figures import figures
+from pipelines.look.inspect_sources import read_corpus
 from preference.diagnostics import diagnose
 from tests.factories import judged
 from tests.unit.test_pair_runs import FIELDS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actors.judges.combined import Comparing, Escalation, People
 from pipelines.annotate.judge import HumanAnswer, match_item
-from pipelines.judging import JudgeStage
+from pipelines.judging.stage import JudgeStage
 from preference.pairing import PairingRules, make_items
 from preference.panel import EscalationRules
 from preference.types import CandidateGroup, Fate, JudgeFailure, Outcome, Verdict

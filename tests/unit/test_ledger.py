@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ledger import (
+from pipelines.ledger.ledger import (
     Journal,
     Ledger,
     LedgerError,

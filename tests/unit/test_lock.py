@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipelines import lock as module
-from pipelines.journal import Journal, LedgerError, decode, decode_line, encode_line, read_lines
-from pipelines.ledger import Ledger
-from pipelines.lock import Owners, RunLock, owner_of, owners, this_process
-from pipelines.storage import DirectoryStorage
+from pipelines.ledger import lock as module
+from pipelines.ledger.journal import Journal, LedgerError, decode, decode_line, encode_line, read_lines
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.lock import Owners, RunLock, owner_of, owners, this_process
+from pipelines.ledger.storage import DirectoryStorage
 
 
 def leave(run_dir, **changes):
@@ -52,7 +52,7 @@ def test_a_living_owner_is_named(tmp_path):
 
 def test_a_killed_owner_of_this_machine_is_stale_at_once(tmp_path):
     code = (
-        "import os\nfrom pathlib import Path\nfrom pipelines.lock import RunLock\n"
+        "import os\nfrom pathlib import Path\nfrom pipelines.ledger.lock import RunLock\n"
         f"RunLock(Path({str(tmp_path)!r}), 5)\nos.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

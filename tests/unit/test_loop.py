@@ -14,7 +14,7 @@ from actors.commands import CheckpointDone, PublishDone, TrainDone
 from configs.loading import validate
 from configs.runs import RunConfig
 from pipelines.heldout import HeldOut
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.loop import Loop, Stages
 from pipelines.online import JudgeUnreliable, OnlineSource
 from pipelines.prompts import PromptSet

@@ -11,14 +11,14 @@ import pytest
 
 from pipelines.data import DataRules
 from pipelines.data.runs import pairs_of_run, record_of, steps_of
-from pipelines.events import Began, history
-from pipelines.gc import collect
-from pipelines.journal import LedgerError, encode_line, read_lines
-from pipelines.ledger import Ledger
-from pipelines.migrate import MIGRATIONS, SCHEMA, migrate, upgraded
-from pipelines.record import read_record, schema_of
-from pipelines.status import read_status
-from pipelines.verify import audit
+from pipelines.ledger.events import Began, history
+from pipelines.ledger.gc import collect
+from pipelines.ledger.journal import LedgerError, encode_line, read_lines
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.migrate import MIGRATIONS, SCHEMA, migrate, upgraded
+from pipelines.ledger.record import read_record, schema_of
+from pipelines.ledger.status import read_status
+from pipelines.ledger.verify import audit
 from tests.factories import prompt
 
 OLD = Path(__file__).parents[1] / "data" / "ledger_1"

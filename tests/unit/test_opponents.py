@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from actors.requests import SamplePlan
 from actors.weights import WeightsError
-from pipelines import plots
-from pipelines.guests import Unusable
-from pipelines.merging import merged
-from pipelines.opponents import Guest, Opponents, in_turn
+from pipelines.look import plots
+from pipelines.play.guests import Unusable
+from pipelines.play.merging import merged
+from pipelines.play.opponents import Guest, Opponents, in_turn
 from pipelines.wording import step_line
 from preference.reports import Faced, OpponentMetrics
 from preference.types import Version, Written

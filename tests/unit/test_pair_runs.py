@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data import DataError, DataRules, Reason
 from pipelines.data.runs import finished_run, pairs_of_run, prompt_file, recorded_rules, refuse_other_tokenizer
-from pipelines.ledger import Ledger, RunRecord, write_record
+from pipelines.ledger.ledger import Ledger, RunRecord, write_record
 from preference.pairing import PairingRules, make_items
 from preference.types import Candidate, Item, JudgedGroup, JudgeFailure, Outcome, Pair
 from tests.factories import JUDGE, judged, prompt

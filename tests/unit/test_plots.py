@@ -5,7 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines import facts, plots
+from pipelines import facts
+from pipelines.look import plots
 from preference.reports import (
     EvalReport,
     Judged,

@@ -13,7 +13,7 @@ from actors.judges.prompted import PromptedPool
 from actors.requests import Chosen
 from configs.judges import LlmJudge
 from configs.schema import Deadlines, Group, Recovery
-from pipelines.judges import Surroundings, start_judge
+from pipelines.judging.judges import Surroundings, start_judge
 from preference.types import (
     CandidateGroup,
     JudgeFailure,

@@ -7,8 +7,8 @@ import pytest
 
 from configs.loading import config_hash, config_kind, load_config
 from configs.runs import RunConfig
-from pipelines.journal import LedgerError
-from pipelines.record import CONFIGURATION, write_configuration, write_record
+from pipelines.ledger.journal import LedgerError
+from pipelines.ledger.record import CONFIGURATION, write_configuration, write_record
 from pipelines.session import open_run
 
 SHIPPED = sorted(p for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))

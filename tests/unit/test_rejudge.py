@@ -16,14 +16,14 @@ from actors.judges.errors import JudgeError
 from configs.judging import Rejudge
 from configs.loading import ConfigError, load_config, scientific, validate
 from configs.runs import RunConfig
-from pipelines import rejudge as module
 from pipelines.data import DataError
 from pipelines.data.runs import journal, recorded_rules
-from pipelines.ledger import Ledger
-from pipelines.record import RunRecord, read_record, write_record
-from pipelines.rejudge import matches_of, rejudge, rejudge_config
-from pipelines.remembered import Memory
-from pipelines.tables import show_rejudged
+from pipelines.judging import rejudge as module
+from pipelines.judging.rejudge import matches_of, rejudge, rejudge_config
+from pipelines.judging.remembered import Memory
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.record import RunRecord, read_record, write_record
+from pipelines.look.tables import show_rejudged
 from preference.pairing import next_matches
 from preference.types import CandidateGroup, JudgedGroup, JudgeFailure, JudgeInfo, Match, Outcome, Verdict
 from tests.factories import JUDGE, candidate, prompt
@@ -186,7 +186,7 @@ def test_pairs_are_written_as_offline_training_reads_them(again, run_dir, tmp_pa
     lines = [json.loads(line) for line in Path(report.pairs).read_text().splitlines()]
     assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in lines] == [("text 2", "text 0")] * 2
 
-    from pipelines.inspect_sources import read_corpus
+    from pipelines.look.inspect_sources import read_corpus
 
     assert len(read_corpus(tmp_path / report.pairs).pairs) == 2
 

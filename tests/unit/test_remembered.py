@@ -7,10 +7,10 @@ import pytest
 
 from actors.judges.combined import Comparing, Rated
 from configs.judges import HttpJudge, RuleJudge
-from pipelines.journal import Journal, LedgerError
-from pipelines.judged import judgement_record
-from pipelines.judges import costs_of, spent_on
-from pipelines.remembered import Memory, costs, judge_identity, remembering
+from pipelines.judging.judges import costs_of, spent_on
+from pipelines.judging.remembered import Memory, costs, judge_identity, remembering
+from pipelines.ledger.journal import Journal, LedgerError
+from pipelines.ledger.judged import judgement_record
 from preference.types import CandidateGroup, JudgedGroup, JudgeFailure, JudgeInfo, Match, Outcome, Rating, Verdict
 from tests.factories import JUDGE, candidate, prompt
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from pipelines import plots
 from pipelines.cli import main
-from pipelines.compare import compare, differences, load_runs
-from pipelines.compare import render as render_comparison
 from pipelines.data import DataError
-from pipelines.lock import RunLock
-from pipelines.record import RunRecord, write_record
-from pipelines.report import render
+from pipelines.ledger.lock import RunLock
+from pipelines.ledger.record import RunRecord, write_record
+from pipelines.look import plots
+from pipelines.look.compare import compare, differences, load_runs
+from pipelines.look.compare import render as render_comparison
+from pipelines.look.report import render
 from pipelines.tracking.events import (
     Began,
     DataFile,

@@ -23,7 +23,7 @@ from configs.runs import OfflineConfig, RewardModelConfig
 from pipelines.data import DataRules, read_items
 from pipelines.data.encode import model_encoder
 from pipelines.export import export_weights
-from pipelines.reward_model import conversations, padding_token
+from pipelines.judging.reward_model import conversations, padding_token
 from preference.batching import Example, pack
 from preference.logprobs import model_inputs
 from preference.objectives import REGISTRY

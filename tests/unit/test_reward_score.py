@@ -8,7 +8,7 @@ from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.loading import ConfigError
 from pipelines.data import DataError, DataRules, read_items
 from pipelines.data.encode import model_encoder
-from pipelines.score import ChoiceEntry, PairEntry, read_entries, scoring_judge, summary
+from pipelines.judging.score import ChoiceEntry, PairEntry, read_entries, scoring_judge, summary
 from preference.types import Pair
 from tests.tiny import tiny_model
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs.loading import validate
 from configs.runs import RunConfig
-from pipelines.ledger import Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.scoring import Scorer
 from pipelines.timing import Stopwatch
 from preference.batching import collate, example, mismatched_examples

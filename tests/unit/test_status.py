@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pipelines.cli import main
 from pipelines.data import DataError
-from pipelines.events import (
+from pipelines.ledger.events import (
     AttemptBegan,
     AttemptEnded,
     Began,
@@ -26,9 +26,9 @@ from pipelines.events import (
     history,
     read_event,
 )
-from pipelines.ledger import Ledger
-from pipelines.record import RunRecord, write_record
-from pipelines.status import read_status, status
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.record import RunRecord, write_record
+from pipelines.ledger.status import read_status, status
 from preference.types import Fate
 from tests.factories import judged
 from tests.unit.audited import audited_run, edit_record

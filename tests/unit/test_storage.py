@@ -8,9 +8,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipelines.journal import LedgerError
-from pipelines.lock import Lease, Owners, this_process
-from pipelines.storage import StorageError, open_storage
+from pipelines.ledger.journal import LedgerError
+from pipelines.ledger.lock import Lease, Owners, this_process
+from pipelines.ledger.storage import StorageError, open_storage
 from tests.s3 import s3_server
 
 

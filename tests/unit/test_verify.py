@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import encode_line
+from pipelines.ledger.journal import encode_line
+from pipelines.ledger.verify import audit, verify
 from pipelines.tracking.events import EventLog, Stepped
 from pipelines.tracking.outbox import Cursor
 from pipelines.tracking.tracker import CURSOR
-from pipelines.verify import audit, verify
 from tests.unit.audited import STEPS, Records, audited_run, edit_record, rewrite
 
 

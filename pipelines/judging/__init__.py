@@ -1,0 +1,1 @@
+"""The judging stage of a run, and the commands that judge what is there already."""

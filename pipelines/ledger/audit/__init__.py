@@ -1,0 +1,1 @@
+"""What ``rondo verify`` checks, one subject a module; ``pipelines.ledger.verify`` puts them together."""

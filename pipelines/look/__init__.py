@@ -1,0 +1,1 @@
+"""Looking at runs and at preference data: figures, tables, pages."""

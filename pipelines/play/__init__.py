@@ -1,0 +1,1 @@
+"""Who plays beside the policy: earlier versions, other models, the data; and the arena where they meet."""
