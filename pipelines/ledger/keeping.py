@@ -13,7 +13,7 @@ from configs.loading import ConfigError
 from configs.runs import OfflineConfig, RunConfig, TrainingConfig
 from configs.schema import Checkpointing
 from pipelines.ledger.journal import saving
-from pipelines.look import plots
+from pipelines.look.dictionary import METRICS, is_known
 
 MEASURED = "checkpoints/measured.json"
 
@@ -24,8 +24,8 @@ def refuse_unmeasured(config: TrainingConfig) -> None:
     if not rules.keep_best:
         return
     metric = rules.best_metric
-    if not plots.is_known(metric):
-        raise ConfigError(f"checkpoint.best_metric = {metric}: no such metric; known: {', '.join(plots.METRICS)}")
+    if not is_known(metric):
+        raise ConfigError(f"checkpoint.best_metric = {metric}: no such metric; known: {', '.join(METRICS)}")
     knob, every = "", 1
     if metric.startswith("eval/") and isinstance(config, RunConfig):
         knob, every = "evaluation.every", config.evaluation.every

@@ -7,7 +7,7 @@ This package alone imports mlflow, and only when it is used. Once a run is in ML
 it, for as long as it likes: what could not be delivered waits in the journal for the next attempt, across restarts.
 """
 
-from pipelines.look.plots import METRICS as METRICS
+from pipelines.look.dictionary import METRICS as METRICS
 from pipelines.tracking.client import TrackingError as TrackingError
 from pipelines.tracking.later import log_diagnosis as log_diagnosis
 from pipelines.tracking.later import send_waiting as send_waiting

@@ -17,6 +17,7 @@ from configs.runs import RunConfig, TrainingConfig
 from pipelines import facts
 from pipelines.ledger.journal import LedgerError
 from pipelines.look import plots
+from pipelines.look.dictionary import is_known
 from pipelines.tracking import lineage
 from pipelines.tracking.client import (
     TrackingError,
@@ -177,10 +178,10 @@ class Tracker:
             self._outbox.wake()
 
     def _known(self, values: Mapping[str, float]) -> dict[str, float]:
-        for name in sorted(n for n in values if not plots.is_known(n) and n not in self._unknown):
+        for name in sorted(n for n in values if not is_known(n) and n not in self._unknown):
             self._unknown.add(name)
-            self._warn(f"metric {name!r} has no meaning in pipelines.look.plots.METRICS and is not logged")
-        return {name: float(value) for name, value in values.items() if plots.is_known(name)}
+            self._warn(f"metric {name!r} has no meaning in pipelines.look.dictionary and is not logged")
+        return {name: float(value) for name, value in values.items() if is_known(name)}
 
     def _judgements(self, report: StepReport, at: int) -> Iterator[Judged]:
         """The first groups of the step, and every one that people were asked about."""

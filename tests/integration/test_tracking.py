@@ -19,7 +19,7 @@ import pytest
 from configs.loading import config_hash, flatten, scientific, validate
 from configs.runs import RunConfig
 from pipelines.ledger.record import RunRecord, write_record
-from pipelines.look.plots import METRICS, is_known
+from pipelines.look.dictionary import METRICS, is_known
 from pipelines.tracking import Tracker, TrackingError, send_waiting
 from pipelines.tracking.client import free_port
 from preference.reports import (

@@ -5,8 +5,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from configs.loading import load_config
+from configs.runs import RunConfig
 from pipelines import facts
 from pipelines.look import plots
+from pipelines.look.dictionary import METRICS, is_known
+from pipelines.tracking import Tracker
+from pipelines.tracking.events import HeldOutLoss, read_events
 from preference.reports import (
     EvalReport,
     Judged,
@@ -19,6 +24,7 @@ from preference.reports import (
 from preference.types import Fate, Version
 from preference.winrate import WinRate
 from tests.factories import JUDGING, TRAINED
+from tests.unit.test_config import QUICKSTART
 
 STAGES = ("sample", "judge", "pair", "reference", "probe", "train", "publish", "load", "refresh", "checkpoint")
 FULL = StepReport(
@@ -39,9 +45,9 @@ EVAL = EvalReport(4, Version(0, 4), (JUDGED, replace(JUDGED, judge="b")), 40.0, 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_logged() -> None:
     named = set(plots.step_metrics(FULL)) | set(plots.eval_metrics(EVAL)) | set(plots.heldout_metrics(TRAINED))
-    assert all(plots.is_known(name) for name in named)
-    assert {m for m in plots.METRICS if not m.endswith("<name>")} <= named
-    assert all(meaning and "\n" not in meaning for meaning in plots.METRICS.values())
+    assert all(is_known(name) for name in named)
+    assert {m for m in METRICS if not m.endswith("<name>") and not m.startswith("inspect/")} <= named
+    assert all(m.meaning and "\n" not in m.meaning for m in METRICS.values())
 
 
 def test_metrics_carry_the_figures_of_the_report() -> None:
@@ -80,3 +86,26 @@ def test_facts_name_no_host() -> None:
     found = facts.hardware_facts() | facts.package_versions() | facts.git_facts()
     assert {"hardware.cores", "hardware.memory_gb", "hardware.gpus", "package.mlflow", "git.commit"} <= set(found)
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_a_metric_without_a_meaning_is_not_logged_and_said_once(tmp_path, monkeypatch) -> None:
+    class Unsent:  # MLflow has no part in this
+        def __init__(self, *service: object) -> None:
+            self.wake = self.close = lambda: None
+
+        def drain(self, seconds: float) -> bool:
+            return True
+
+    monkeypatch.setattr("pipelines.tracking.tracker.Outbox", Unsent)
+    config = load_config(RunConfig, QUICKSTART, [f"run.root={tmp_path}"])
+    warnings: list[str] = []
+    tracker = Tracker(config, tmp_path, object(), "run", "sqlite:///nowhere", warnings.append)
+    measured = plots.heldout_metrics(TRAINED)
+    monkeypatch.setattr(plots, "heldout_metrics", lambda metrics: {**measured, "heldout/los": 1.0})
+    tracker.log_heldout(1, TRAINED)
+    tracker.log_heldout(2, TRAINED)
+    tracker.finish("FINISHED")
+    events = [e for e in read_events(tmp_path) if isinstance(e, HeldOutLoss)]
+    assert [e.metrics for e in events] == [measured, measured]
+    assert [w for w in warnings if "heldout/los" in w] == [warnings[0]]
+    assert "pipelines.look.dictionary" in warnings[0]
