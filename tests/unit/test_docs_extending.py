@@ -70,6 +70,14 @@ def test_a_rule_is_found_by_its_path_and_fails_where_it_cannot_say(tmp_path, mon
         sys.modules.pop("my_rules", None)
 
 
+def test_the_rule_of_the_front_page_counts_what_it_says():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["politeness"](prompt(), ["Please, oh please.", "No."]) == [2.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("program", "fate"),
     [
