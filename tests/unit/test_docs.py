@@ -1,5 +1,6 @@
 """Pages that are made from the code are what the code says today."""
 
+import ast
 import json
 import re
 
@@ -61,3 +62,25 @@ def test_the_front_page_quotes_the_results_as_they_are():
     results = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in performance_docs.RESULTS.glob("*.json")}
     page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert [words for words in quoted(results) if words not in page] == []
+
+
+def said() -> list[str]:
+    """What the code says to people: its strings, with an ellipsis where a value goes."""
+    found = []
+    for room in ("preference", "configs", "actors", "pipelines"):
+        for file in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return found
+
+
+def test_messages_are_quoted_as_the_code_says_them():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [m for m in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE) if " " in m]
+    assert len(quoted) > 15
+    everything = "\n".join(said())
+    patterns = {m: ".*".join(re.escape(part.strip()) for part in m.split("…")) for m in quoted}
+    assert [m for m, pattern in patterns.items() if not re.search(pattern, everything)] == []
