@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from configs.loading import defines_experiment
 from configs.objectives import BradleyTerry
 from configs.runs import OfflineConfig, RewardModelConfig, RunConfig, SftConfig, TrainingConfig
+from pipelines.plan.cluster import GPUS, Cluster
 
 FILE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -29,6 +30,8 @@ began with, except for the fields marked ↻: they say where and with how much i
 
 This page is made from `configs/` (`python -m scripts.config_docs`).
 """
+CLUSTER = f"""What `rondo plan --cluster FILE` reads ([scaling.md](scaling.md)): a YAML file of its own, of which only
+`pools` has to be there. `gpu` names one of {", ".join(f"`{name}`" for name in GPUS)}."""
 KINDS: dict[str, type[TrainingConfig]] = {
     "rondo run": RunConfig,
     "rondo offline": OfflineConfig,
@@ -89,7 +92,8 @@ def values(schema: dict[str, Any]) -> str:
             return f"[{', '.join(values(item) for item in schema['prefixItems'])}]"
         case "array":
             least = f", {schema['minItems']} or more" if "minItems" in schema else ""
-            return f"list of {values(schema['items'])}s{least}"
+            kind = values(schema["items"])
+            return f"list of {kind}{'' if '`' in kind else 's'}{least}"
         case "object":
             return f"mapping of names to {values(schema['additionalProperties'])}s"
         case "string":
@@ -170,7 +174,8 @@ class Page:
             shown = "**required**"
         elif found and field.get_default(call_default_factory=True) is None:
             shown = "none"
-        allowed = self._links(found) if found else values(schema)
+        plain = [values(o) for o in schema.get("anyOf", []) if o.get("type", "null") != "null"]
+        allowed = " or ".join([*plain, self._links(found)]) if found else values(schema)
         mark = "" if defines_experiment(key) else " ↻"
         return f"| `{name}`{mark} | {allowed} | {shown} | {cell(field.description or '')}{only(key)} |"
 
@@ -245,6 +250,7 @@ def render() -> str:
                 page.table(name, heading(name, model), model, level=3)
         else:
             page.table(name, name, found[name][0], about)
+    page.table("cluster", "Cluster files", Cluster, CLUSTER)
     return HEAD + "\n" + str(page).rstrip() + "\n"
 
 

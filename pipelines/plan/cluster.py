@@ -171,6 +171,7 @@ class Reliability(Section):
 
 class Cluster(Section):
     pools: tuple[Pool, ...]
+    """The nodes, by kind."""
     storage_gb_s: PositiveFloat = 2.0
     """Of the shared file system, all nodes together."""
     host_copy_gb_s: PositiveFloat = 10.0
@@ -179,9 +180,13 @@ class Cluster(Section):
     """How weights travel: as weights.transport says, or another way to be compared with it. ``broadcast``: a pipelined
     binary tree over the nodes, bucket by bucket."""
     workload: WorkloadSpec = WorkloadSpec()
+    """Lengths and ties that are to be expected."""
     judge: JudgeSpec = JudgeSpec()
+    """What judging takes."""
     efficiency: Efficiency = Efficiency()
+    """How far from the published peaks the work stays."""
     reliability: Reliability = Reliability()
+    """How often something fails."""
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
