@@ -16,6 +16,10 @@ def vowels(prompt: Prompt, responses: Sequence[str]) -> list[float]:
     return [sum(c in "aeiou" for c in r.lower()) / max(len(r), 1) for r in responses]
 
 
+def long(prompt: Prompt, responses: Sequence[str]) -> list[float]:
+    return [float(len(r)) for r in responses]
+
+
 def short(prompt: Prompt, responses: Sequence[str]) -> list[float]:
     return [-float(len(r)) for r in responses]
 

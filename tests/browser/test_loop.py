@@ -10,8 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs
-from tests.integration.test_judging import links
+from tests.integration.conftest import BIN, ROOT, TINY, journal, links, losses, pairs
 from tests.tiny import tiny_model
 
 STEPS, PROMPTS = 2, 3

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,6 +34,8 @@ TINY = ROOT / "tests" / "integration" / "tiny.yaml"
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster of the tests listens on loopback only
 os.environ.pop("RAY_ADDRESS", None)
+# Ray's workers step back behind everything else by default; here that is the other test process, which never sleeps.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 JUDGE_KEY = f"canary-{uuid.uuid4().hex}"  # not in a file: jobs carry these files with them
 """A key as a cluster's nodes are given one, by their environment; test_deployed looks for it everywhere."""
 
@@ -130,27 +133,28 @@ def run(*words: object, timeout: float = 300, **env: str) -> subprocess.Complete
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def torchrun(worker: str, ranks: int, directory: Path) -> subprocess.Popen[bytes]:
+def torchrun(worker: str, ranks: int, directory: Path, *more: str) -> subprocess.Popen[bytes]:
     """A worker module of the tests on so many ranks; what it says goes to ``output-<ranks>`` in ``directory``."""
     words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-    words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory)]
+    words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory), *more]
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
     with (directory / f"output-{ranks}").open("w") as output:
         return subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
 
 
-def under_torchrun(worker: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
-    """What a worker module of the tests found with one rank and with two; both at once, their starts are waiting."""
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory) -> dict[int, dict[str, Any]]:
+    """What tests/integration/workers.py found with one rank and with two; both at once, their starts are waiting."""
     started = {}
-    for ranks in (1, 2):
-        directory = tmp_path_factory.mktemp(f"{worker}-{ranks}")
-        started[ranks] = (torchrun(worker, ranks, directory), directory)
+    for count in (1, 2):
+        directory = tmp_path_factory.mktemp(f"ranks-{count}")
+        started[count] = (torchrun("workers", count, directory), directory)
     results = {}
-    for ranks, (process, directory) in started.items():
-        assert process.wait(timeout=900) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
-        results[ranks] = json.loads((directory / "result.json").read_text())
+    for count, (process, directory) in started.items():
+        assert process.wait(timeout=900) == 0, (directory / f"output-{count}").read_text()[-3000:]
+        results[count] = json.loads((directory / "result.json").read_text())
     return results
 
 
@@ -166,6 +170,21 @@ def submit(head: Head, *words: str) -> str:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     return done.stdout
+
+
+def links(process) -> dict[str, str]:
+    """Everybody's link, from the file that a run without a terminal writes them to."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "their links are in" in line:
+            break
+    else:
+        raise AssertionError("".join(said))
+    file = line.split("their links are in ")[1].split(" (")[0].strip()
+    assert os.stat(file).st_mode & 0o777 == 0o600
+    found = (words.strip().partition(": ") for words in Path(file).read_text().splitlines()[1:])
+    return {name: url for name, _, url in found}
 
 
 @dataclass(frozen=True)

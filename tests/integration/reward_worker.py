@@ -1,12 +1,9 @@
-"""One rank of a real ZeRO-3 trainer of a reward model under torchrun, without Ray: run by test_reward_models.py.
-
-torchrun --nproc-per-node N -m tests.integration.reward_worker DIRECTORY
+"""What a real ZeRO-3 trainer of a reward model does beside plain computation, on each rank of
+tests.integration.workers.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from configs.objectives import BradleyTerry
 from configs.schema import Batching, LoRA, Model, Optimizer
 from preference.reward_model import readable
 from preference.types import Pair, Response, Scored, Version, Written
-from tests.integration.zero_worker import command, difference, join_ranks, pairs, written
+from tests.integration.zero_worker import command, difference, pairs, written
 
 MARGIN, CENTRING, PAD = 0.3, 0.05, 2
 
@@ -119,13 +116,9 @@ def with_lora(directory: Path) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    join_ranks()
-    shared = Path(sys.argv[1])
+def everything(directory: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"differences": {}}
     for name in ("llama", "qwen3", "gemma3", "gemma2"):
-        result["differences"] |= differences(shared, name)
-    result["lora"] = with_lora(shared)
-    if dist.get_rank() == 0:
-        (shared / "result.json").write_text(json.dumps(result))
-    dist.barrier()
+        result["differences"] |= differences(directory, name)
+    result["lora"] = with_lora(directory)
+    return result

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from pipelines.ledger.ledger import read_record
 from pipelines.metrics import METRICS
 from tests.endpoint import Request, Server, completion, endpoint
-from tests.integration.conftest import BIN, JUDGE_KEY, ROOT, TINY, free_port, losses, run
+from tests.integration.conftest import BIN, JUDGE_KEY, ROOT, TINY, free_port, journal, losses, pairs, run
 
 VISIBLE = "this-one-is-found"  # a name that is no secret: the search finds what is there
 
@@ -99,6 +99,7 @@ def deployed(head, overrides, tracking, ray_here) -> Iterator[Deployed]:
         # The submitter's own secrets must stay with it as well.
         env = {"OPENAI_API_KEY": JUDGE_KEY, "MLFLOW_TRACKING_PASSWORD": JUDGE_KEY}
         words += [f"judge={asked}", f"tracking.uri={uri}", f"tracking.experiment={VISIBLE}"]
+        words += ["objective={name: kto, beta: 0.3}", "pairing.strategy=labels"]
         done = run(BIN / "rondo", "submit", TINY, *words, "--address", head.dashboard, **env)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
         pages = [f"api/v0/{what}?detail=1&limit=1000" for what in ("actors", "runtime_envs", "workers")]
@@ -113,6 +114,16 @@ def test_the_job_runs_and_is_followed_to_its_end(deployed):
     record = read_record(deployed.directory)
     assert record is not None
     assert record.finished == 1
+
+
+def test_grades_reach_kto_as_labels(deployed):
+    grades = {j["candidate_id"]: j["value"] for r in journal(deployed.directory, "judgements") for j in r["judgements"]}
+    texts: dict[str, dict[tuple[int, ...], float]] = {}
+    for c in journal(deployed.directory, "candidates"):
+        texts.setdefault(c["prompt_id"], {}).setdefault(tuple(c["token_ids"]), grades[c["id"]])
+    away = [abs(v - sum(own.values()) / len(own)) > 1e-9 for own in texts.values() for v in own.values()]
+    assert len(pairs(deployed.directory)[1]) == sum(away) > len(texts)
+    assert losses(deployed.directory)[1] == pytest.approx(0.5, abs=1e-3)  # policy == reference: 1 - sigmoid(0)
 
 
 def test_the_key_reached_the_judge_and_nothing_else(deployed, head):

@@ -1,26 +1,31 @@
-"""Two trainer workers' checkpoint read by one and by three: same weights, same losses. Without Ray."""
+"""Two trainer workers' checkpoint read by one and by three: same weights, same losses. Without Ray.
+
+The objectives and dtypes that are left out here are in tests/chaos/test_elastic.py.
+"""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import torchrun
-from tests.integration.elastic_worker import CASES, WRITERS
+from tests.integration.elastic_worker import WRITERS
+
+CASES = ("dpo", "kto", "lora")
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[int, dict]:
-    directory = tmp_path_factory.mktemp("elastic")
+def written_and_read(directory: Path, cases: Sequence[str]) -> dict[int, dict]:
+    """What the ranks found, by their number."""
     for together in ((WRITERS,), (1, 3)):
-        started = {ranks: torchrun("elastic_worker", ranks, directory) for ranks in together}
+        started = {ranks: torchrun("elastic_worker", ranks, directory, *cases) for ranks in together}
         for ranks, process in started.items():
             assert process.wait(timeout=900) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
     return {ranks: json.loads((directory / f"result-{ranks}.json").read_text()) for ranks in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("case", CASES)
-def test_losses_go_on_as_if_nothing_had_happened(found, case, ranks):
+def goes_on(found: dict[int, dict], case: str, ranks: int) -> None:
+    """Losses go on as if nothing had happened."""
     gone_on, expected = found[ranks][case], found[WRITERS][case]
     assert gone_on["weights"]  # bit by bit
     assert len(set(expected["following"])) == 4
@@ -29,6 +34,18 @@ def test_losses_go_on_as_if_nothing_had_happened(found, case, ranks):
         rounding = {"abs": 1e-6, "rel": 1e-5} if case != "bf16" else {"rel": 0.05}
         assert gone_on["following"] == pytest.approx(expected["following"], **rounding)
     assert gone_on["rewritten"] == pytest.approx(gone_on["following"], abs=1e-7)  # random numbers included
+    assert found[WRITERS][case]["apart"] < 1e-6  # what a checkpoint exports is what samplers had
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[int, dict]:
+    return written_and_read(tmp_path_factory.mktemp("elastic"), CASES)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_losses_go_on_as_if_nothing_had_happened(found, case, ranks):
+    goes_on(found, case, ranks)
 
 
 def test_a_checkpoint_holds_twelve_bytes_a_trained_parameter(found):
@@ -37,11 +54,6 @@ def test_a_checkpoint_holds_twelve_bytes_a_trained_parameter(found):
         files = found[WRITERS][case]["files"]
         assert {f.split("-")[1] for f in files if "rank" in f} == {"00000", "00001"}
         assert 0 < sum(files.values()) < most, files
-
-
-def test_what_a_checkpoint_exports_is_what_samplers_had(found):
-    for case in CASES:
-        assert found[WRITERS][case]["apart"] < 1e-6
 
 
 def test_refusals_are_answers(found):

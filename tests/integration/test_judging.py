@@ -1,159 +1,78 @@
-"""Judges in the whole loop: a chat model that compares, a panel, and people whose answers come late."""
+"""The whole loop with a judge made of judges, from which every two answers are compared and ties are kept."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import threading
+import math
+import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
+from tests.integration.judges import opinionated_model
 
-SMALL = ["run.steps=2", "evaluation.prompts=2", "evaluation.probe=0"]
-RULE = "{kind: rule, rule: 'tests.rules:vowels'}"
+LN2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class Judged:
+    directory: Path
+    address: str
 
 
 @pytest.fixture(scope="module")
-def started(head, overrides, tmp_path_factory):
-    """Starts the tiny configuration on the session's cluster; gives the process and its directory."""
-    running = []
-
-    def start(name, *more):
-        words = [str(BIN / "rondo"), "run", str(TINY), *overrides(name, *more)]
-        root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-        env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_ADDRESS": head.address}
-        process = subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-        )
-        running.append(process)
-        return process, tmp_path_factory.getbasetemp() / root / name
-
-    yield start
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-def links(process) -> dict[str, str]:
-    """Everybody's link, from the file that a run without a terminal writes them to."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "their links are in" in line:
-            break
-    else:
-        raise AssertionError("".join(said))
-    file = line.split("their links are in ")[1].split(" (")[0].strip()
-    assert os.stat(file).st_mode & 0o777 == 0o600
-    found = (words.strip().partition(": ") for words in Path(file).read_text().splitlines()[1:])
-    return {name: url for name, _, url in found}
-
-
-class Person:
-    """An annotator's browser without the browser: prefers the longer answer, until there is nothing more."""
-
-    def __init__(self, url: str) -> None:
-        base, _, code = url.partition("#")
-        self.http = httpx.Client(base_url=base)
-        session = self.http.post("/api/session", json={"code": code}).raise_for_status().json()
-        self.http.headers["X-CSRF-Token"] = session["csrf"]
-        self.items: list[str] = []
-        self.written = 0
-
-    def work(self, until: threading.Event, write_first: str = "") -> None:
-        while not until.is_set():
-            try:
-                item = self.http.post("/api/next").json().get("item")
-                if item is None:
-                    until.wait(0.2)  # people look again; the run decides when it is over
-                    continue
-                verdict = "left" if len(item["left"]) >= len(item["right"]) else "right"
-                answer = {"item": item["id"], "verdict": verdict}
-                if write_first and not self.written:
-                    answer["written"] = write_first
-                    self.written = 1
-                self.http.post("/api/label", json=answer).raise_for_status()
-                self.items.append(item["id"])
-            except httpx.TransportError:  # the run is over, and its page with it
-                return
-
-
-def test_a_chat_model_compares_until_a_prompts_pair_is_decided(head, overrides, tiny):
+def judged(head, overrides, tmp_path_factory) -> Judged:
+    """A chat model compares; what it is unsure of goes to two rules, and so does a share of what it is sure of."""
+    model = opinionated_model(tmp_path_factory.mktemp("judge") / "opinionated")
     engine = "dtype: float32, max_model_len: 1024, kv_cache_gb: 0.1"
-    judge = f"judge={{kind: llm, model: {tiny}, min_mass: 0, tie_band: 0, {engine}}}"
-    words = overrides("compared", *SMALL, judge, "evaluation.judge=null")
-    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-    directory = ROOT / root / "compared"
-    judged = [r for r in journal(directory, "judgements") if r["step"] == 1]
-    assert len(judged) == 4
-    for record in judged:
-        assert 2 <= len(record["judgements"]) <= 3  # three candidates: a knockout of both ends takes three at most
-        assert all(0 < j["probability"] < 1 and j["judge"]["definition_hash"] for j in record["judgements"])
-    assert len(pairs(directory)[1]) == sum(1 for r in judged if any(j["outcome"] != "tie" for j in r["judgements"]))
-
-
-def test_people_judge_while_the_loop_waits_and_late_answers_feed_later_batches(started):
-    human = "judge={kind: human, port: 0, quorum: 0.5, annotators: [ada, bo]}"
-    process, directory = started(
-        "people", human, "run.steps=3", "sampling.candidates=2", "evaluation.prompts=2", "evaluation.probe=0",
-        "pairing.strategy=random",
+    first = f"{{kind: llm, model: {model}, min_mass: 0, tie_band: 0, {engine}}}"
+    rules = ["{judge: {kind: rule, rule: 'tests.rules:vowels'}}", "{judge: {kind: rule, rule: 'tests.rules:long'}}"]
+    panel = f"{{kind: panel, members: [{', '.join(rules)}], tie_band: 0.25}}"
+    words = overrides(
+        "judged", "run.steps=2", "evaluation.prompts=2", "evaluation.probe=0", "evaluation.judge=null",
+        f"judge={{kind: escalation, first: {first}, then: {panel}, below: 0.01, on_flip: false, audit: 0.2}}",
+        "resources.judge.cpus=0.05", "objective={name: rao_kupper, beta: 0.1}",
+        "pairing={strategy: all_pairs, ties: keep}",
     )  # fmt: skip
-    over = threading.Event()
-    people = [Person(url) for url in links(process).values()]
-    assert len(people) == 2
-    hands = [
-        threading.Thread(target=p.work, args=(over, "A better answer." if i == 0 else "")) for i, p in enumerate(people)
-    ]
-    for hand in hands:
-        hand.start()
-    rest = process.communicate(timeout=300)[0]
-    over.set()
-    for hand in hands:
-        hand.join()
-    assert process.returncode == 0, rest[-3000:]
-    records = journal(directory, "judgements")
-    decided = [r for r in records if r["state"] == "decided"]
-    waiting = Counter(r["step"] for r in records if r["state"] == "waiting")
-    sampled = {r["group"] for r in records}
-    # Every prompt that was sampled is decided once, or still waits.
-    assert len(sampled) == 3 * 4
-    assert max(Counter(r["group"] for r in decided).values()) == 1
-    undecided = sampled - {r["group"] for r in decided}
-    assert all(r["state"] == "waiting" for r in records if r["group"] in undecided)
-    for step in (1, 2, 3):
-        here = [r for r in decided if r["step"] == step]
-        fresh = {r["group"] for r in records if r["step"] == step} - {
-            r["group"] for r in records if r["step"] < step and r["state"] == "waiting"
-        }
-        assert len(fresh) == 4
-        assert len({r["group"] for r in here} & fresh) + waiting[step] == 4
-        assert losses(directory)[step] is not None
-    everything = [i for p in people for i in p.items]
-    assert len(everything) == len(set(everything))  # nobody was asked what somebody else had answered
-    trained = [i for ids in pairs(directory).values() for i in ids]
-    assert len(trained) == len(set(trained))
-    written = [r for r in journal(directory, "candidates") if r.get("player") == "human"]
-    assert [w["text"] for w in written] == ["A better answer."]
-
-
-def test_what_a_rule_is_unsure_of_goes_to_a_panel(head, overrides):
-    members = f"[{{judge: {RULE}}}, {{judge: {{kind: rule, rule: 'tests.rules:short'}}, weight: 2}}]"
-    panel = f"{{kind: panel, members: {members}}}"
-    judge = f"judge={{kind: escalation, first: {RULE}, then: {panel}, scale: 0.2, below: 0.1, audit: 0.2}}"
-    words = overrides("escalated", *SMALL, judge, "resources.judge.cpus=0.05")
     done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-    records = journal(ROOT / root / "escalated", "judgements")
+    return Judged(ROOT / root / "judged", head.address)
+
+
+def test_what_a_chat_model_is_unsure_of_goes_to_a_panel(judged):
+    records = journal(judged.directory, "judgements")
+    assert all(0 <= j["probability"] <= 1 and j["judge"]["definition_hash"] for r in records for j in r["judgements"])
     overruled = [j for r in records for j in r["overruled"]]
     names = Counter(j["judge"]["name"] for r in records for j in r["judgements"])
-    assert len(names) == 2
+    assert len(names) == 2  # the model, and the panel
     assert sum(n for name, n in names.items() if "+" in name) == len(overruled) > 0
     assert json.dumps(records).count('"first_id"') == sum(names.values()) + len(overruled)
+
+
+def test_kept_ties_are_trained_as_ties(judged, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    done = run(BIN / "rondo", "pairs", judged.directory, file, RAY_ADDRESS=judged.address)
+    assert done.returncode == 0, done.stderr
+    records = {r["id"]: r for r in map(json.loads, file.read_text().splitlines())}
+    trained = pairs(judged.directory)
+    assert set(records) == {i for ids in trained.values() for i in ids}
+    first = [records[i].get("tied", False) for i in trained[1]]
+    assert 0 < sum(first) < len(first)
+    assert 4 * 2 < len(first) <= 4 * 3  # at most every two of three candidates, to each of four prompts
+    # Policy and reference are the same: equals tie with probability 1/2, and either wins with 1/4.
+    ties = sum(first)
+    assert losses(judged.directory)[1] == pytest.approx(
+        (ties * LN2 + (len(first) - ties) * 2 * LN2) / len(first), abs=1e-5
+    )
+    seen = run(BIN / "rondo", "inspect", file)
+    assert seen.returncode == 0, seen.stderr
+    share = f"{sum(r.get('tied', False) for r in records.values()) / len(records):.0%}"
+    assert re.search(rf"kept ties\W+{share} .* of {len(records)}\b", seen.stdout)
+    inspected = run(BIN / "rondo", "inspect", judged.directory, "--html", tmp_path / "page.html")
+    assert inspected.returncode == 0, inspected.stderr
+    assert "prompts: trained" in inspected.stdout
+    assert (tmp_path / "page.html").stat().st_size > 10_000

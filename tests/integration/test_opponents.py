@@ -1,9 +1,6 @@
-"""A run against everybody who may play, killed in the midst: who answered, with which weights, and what came of it."""
+"""A run against everybody who may play: who answered, with which weights, and what came of it."""
 
 import json
-import os
-import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +14,10 @@ from configs.runs import RunConfig
 from pipelines.export import export_weights
 from preference.league import INITIAL, as_of, members
 from preference.types import Version, content_id
-from tests.integration.conftest import BIN, ROOT, TINY, journal, mlflow, run
+from tests.integration.conftest import BIN, TINY, journal, mlflow, run
 from tests.tiny import tiny_model
 
-STEPS, STOPPED = 6, 4
+STEPS = 5
 TALK = ("Hello.", "Good day. What can I do for you?", "Tell me about Paris.")
 
 
@@ -50,7 +47,6 @@ def guest(path: Path) -> Path:
 class Played:
     config: RunConfig
     directory: Path
-    output: str  # of the second attempt
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +68,9 @@ def played(head, overrides, tmp_path_factory) -> Played:
     )
     config = load_config(RunConfig, TINY, words)
     directory = Path(config.run.root) / "opponents"
-    process = subprocess.Popen(
-        [BIN / "rondo", "run", TINY, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "RAY_ADDRESS": head.address}, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith(f"step {STOPPED}/"):
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert said[-1].startswith("step "), "".join(said)
-    done = run(BIN / "rondo", "run", TINY, *words, "--resume=auto", RAY_ADDRESS=head.address)
+    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Played(config, directory, done.stdout)
+    return Played(config, directory)
 
 
 def version_of(candidate: dict) -> Version:
@@ -121,11 +104,7 @@ def test_every_group_holds_everybody_with_the_weights_they_should_have(played):
         assert version_of(previous).step == as_of(lineage, step - 2).step
         assert version_of(league).step in {v.step for v in members(lineage, 2, 2, step - 1)}
         assert version_of(reference) == INITIAL
-        for r in (previous, league):
-            # Up to the checkpoint weights are what they were; what came after it was published anew before it played.
-            resumed = step > STOPPED + 1
-            assert version_of(r).step in versions | {0}
-            assert not resumed or version_of(r).step <= STOPPED or version_of(r).incarnation > 0
+        assert {version_of(r).step for r in (previous, league)} <= versions | {0}
 
 
 def conversation(config: RunConfig, prompt_id: str, tokenizer) -> list[int]:
@@ -189,7 +168,7 @@ def test_pairs_join_the_policy_with_its_opponents_and_the_figures_are_the_policy
     unusable = [m.value for m in client.get_metric_history(found.info.run_id, "opponents/unusable")]
     answered = [r for r in responses.values() if r.get("player") == "guest"]
     assert len(answered) > 4
-    assert len(answered) + sum(unusable) >= 4 * STEPS  # a step that was sampled twice counts twice
+    assert len(answered) + sum(unusable) == 4 * STEPS
     loads = [m.value for m in client.get_metric_history(found.info.run_id, "opponents/loads")]
     assert len(loads) == STEPS
     assert max(loads) <= 3

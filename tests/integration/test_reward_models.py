@@ -15,7 +15,7 @@ from configs.judges import ImplicitJudge, RewardModelJudge
 from configs.schema import Deadlines, Group, Recovery
 from pipelines.ledger.ledger import complete_checkpoints
 from preference.types import CandidateGroup, Message, Prompt, Rating, Written
-from tests.integration.conftest import BIN, losses, mlflow, run, under_torchrun
+from tests.integration.conftest import BIN, losses, mlflow, run
 from tests.tiny import tiny_model
 
 THINGS = ("rain", "bread", "trains", "hills", "tea", "cats", "ink", "tin", "snow", "rope", "glass", "wool")
@@ -23,9 +23,9 @@ GOOD = ("It is wonderful.", "A great story.", "I liked it.", "Wonderful, simply 
 BAD = ("It is terrible.", "A boring plot.", "The sound was bad.", "Terrible, simply boring.")
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[int, dict]:
-    return under_torchrun("reward_worker", tmp_path_factory)
+@pytest.fixture
+def found(ranks) -> dict[int, dict]:
+    return {count: parts["reward_worker"] for count, parts in ranks.items()}
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):

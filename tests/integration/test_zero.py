@@ -2,12 +2,10 @@
 
 import pytest
 
-from tests.integration.conftest import under_torchrun
 
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[int, dict]:
-    return under_torchrun("zero_worker", tmp_path_factory)
+@pytest.fixture
+def found(ranks) -> dict[int, dict]:
+    return {count: parts["zero_worker"] for count, parts in ranks.items()}
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):

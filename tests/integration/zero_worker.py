@@ -1,12 +1,7 @@
-"""One rank of a real ZeRO-3 trainer under torchrun, without Ray: run by test_zero.py, prints what it found as JSON.
-
-torchrun --nproc-per-node N -m tests.integration.zero_worker DIRECTORY
-"""
+"""What a real ZeRO-3 trainer does beside plain computation, on each rank of tests.integration.workers."""
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,14 +192,10 @@ def with_statistics(directory: Path) -> dict[str, list[float]]:
     return found
 
 
-if __name__ == "__main__":
-    join_ranks()
-    shared = Path(sys.argv[1])
+def everything(directory: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"differences": {}}
     for name in ("llama", "qwen3", "gemma3", "gemma2"):
-        result["differences"] |= differences(shared, name)
-    result["statistics"] = with_statistics(shared)
-    result["lora"] = with_lora(shared)
-    if dist.get_rank() == 0:
-        (shared / "result.json").write_text(json.dumps(result))
-    dist.barrier()
+        result["differences"] |= differences(directory, name)
+    result["statistics"] = with_statistics(directory)
+    result["lora"] = with_lora(directory)
+    return result
