@@ -54,12 +54,12 @@ def tiny(tmp_path_factory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def free_port(taken: int = 0) -> int:
+def free_port(*taken: int) -> int:
     """A free port below those that Ray gives to workers; test processes that run side by side look in other places."""
     first = 8300 + 400 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for port in range(first, first + 400):
         with socket.socket() as probe:
-            if port != taken and probe.connect_ex(("127.0.0.1", port)):
+            if port not in taken and probe.connect_ex(("127.0.0.1", port)):
                 return port
     raise AssertionError("no free port")
 
@@ -69,9 +69,11 @@ def head() -> Iterator[Head]:
     """One head for all tests, stopped by process id."""
     directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
     gcs = free_port()
-    dashboard = free_port(taken=gcs)
+    dashboard = free_port(gcs)
+    agent = free_port(gcs, dashboard)  # which starts jobs; two heads cannot have Ray's default
     words = [str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    words += [f"--dashboard-port={dashboard}", "--include-dashboard=true", "--num-cpus=2", "--disable-usage-stats"]
+    words += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true"]
+    words += ["--num-cpus=2", "--disable-usage-stats"]
     words += [f"--object-store-memory={200 * 2**20}", f"--temp-dir={directory}"]
     # as in an activated environment
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RONDO_JUDGE_API_KEY": JUDGE_KEY}
