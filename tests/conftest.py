@@ -14,20 +14,25 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("rondo", deadline=None)
 settings.load_profile("rondo")
 
-_WHOLE_RUN = re.compile(r"def test_\w+\([^)]*\b(finished|stopped)\b")
+_SHARED = {
+    "runs": re.compile(r"def test_\w+\([^)]*\b(finished|stopped)\b"),
+    "ranks": re.compile(r"def found\(ranks\)"),
+}
+"""What is made once for several files, and by what their tests say that they look at it."""
 
 
 class _RunsTogether(LoadFileScheduling):
-    """A file is one process's work, and so are all files that look at the same whole runs: each is made once."""
+    """A file is one process's work, and so are all files that look at the same things: each is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "runs" if _looks_at_whole_runs(Path(__file__).parents[1] / file) else file
+        return _shared(Path(__file__).parents[1] / file) or file
 
 
 @lru_cache
-def _looks_at_whole_runs(file: Path) -> bool:
-    return _WHOLE_RUN.search(file.read_text()) is not None
+def _shared(file: Path) -> str:
+    text = file.read_text()
+    return next((name for name, looks in _SHARED.items() if looks.search(text)), "")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

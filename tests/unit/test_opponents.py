@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from actors.requests import SamplePlan
 from actors.weights import WeightsError
 from pipelines.look import plots
+from pipelines.look.dictionary import is_known
 from pipelines.play.guests import Unusable
 from pipelines.play.merging import merged
 from pipelines.play.opponents import Guest, Opponents, in_turn
@@ -153,6 +154,6 @@ def test_the_figures_have_names_that_are_known():
         "opponents/league/win_rate": 0.5, "opponents/league/games": 2, "opponents/league/0.4/win_rate": 0.5,
         "opponents/league/0.4/games": 2, "opponents/guest/games": 0, "opponents/loads": 3, "opponents/unusable": 1,
     }  # fmt: skip
-    assert all(plots.is_known(name) for name in found)
+    assert all(is_known(name) for name in found)
     assert "wins against league 0.50  " in step_line(replace(FULL, sample=sample), 9)
     assert "wins" not in step_line(FULL, 9)
