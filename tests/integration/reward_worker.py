@@ -73,11 +73,11 @@ def head_of(zero: ZeroTrainer) -> torch.Tensor:
 
 
 def differences(directory: Path, arch: Any) -> dict[str, float]:
-    """Largest difference of loss and gradient from the plain computation, for one and for several micro-batches."""
+    """Largest difference of loss and gradient from the plain computation, for several micro-batches and for one."""
     path = written(directory / arch, arch)
     scored = pairs()
     worst = {}
-    for budget in (400, 64):
+    for budget in (64, 400) if arch == "llama" else (64,):
         for checkpointing in (False, True) if arch == "llama" and budget == 64 else (False,):
             zero = trainer(path, activation_checkpointing=checkpointing)
             expected_loss, expected = plain(classifier(path, head_of(zero)), scored)
@@ -118,7 +118,7 @@ def with_lora(directory: Path) -> dict[str, Any]:
 
 def everything(directory: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"differences": {}}
-    for name in ("llama", "qwen3", "gemma3", "gemma2"):
+    for name in ("llama", "gemma3", "gemma2"):  # the trunk is that of zero_worker
         result["differences"] |= differences(directory, name)
     result["lora"] = with_lora(directory)
     return result

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.conftest import torchrun
 from tests.integration.elastic_worker import WRITERS
 
-CASES = ("dpo", "kto", "lora")
+CASES = ("dpo", "lora")
 
 
 def written_and_read(directory: Path, cases: Sequence[str]) -> dict[int, dict]:

@@ -17,7 +17,7 @@ from preference.types import Version, content_id
 from tests.integration.conftest import BIN, TINY, journal, mlflow, run
 from tests.tiny import tiny_model
 
-STEPS = 5
+STEPS = 4
 TALK = ("Hello.", "Good day. What can I do for you?", "Tell me about Paris.")
 
 

@@ -29,9 +29,9 @@ def found(ranks) -> dict[int, dict]:
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):
-    """Llama, Qwen3, Gemma-3, Gemma-2; head and trunk; one or several micro-batches; checkpointing."""
+    """Llama, Gemma-3, Gemma-2; head and trunk; several micro-batches, or one; checkpointing."""
     for workers in (1, 2):
-        assert len(found[workers]["differences"]) == 9
+        assert len(found[workers]["differences"]) == 5
         for case, difference in found[workers]["differences"].items():
             assert difference < 1e-5, (workers, case)
 

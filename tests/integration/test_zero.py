@@ -9,9 +9,9 @@ def found(ranks) -> dict[int, dict]:
 
 
 def test_losses_and_gradients_equal_plain_padded_computation(found):
-    """Llama, Qwen3, Gemma-3 (sliding windows), Gemma-2 (soft caps); one or several micro-batches; checkpointing."""
+    """Llama, Qwen3, Gemma-3 (sliding windows), Gemma-2 (soft caps); several micro-batches, or one; checkpointing."""
     for workers in (1, 2):
-        assert len(found[workers]["differences"]) == 9
+        assert len(found[workers]["differences"]) == 6
         for case, difference in found[workers]["differences"].items():
             assert difference < 1e-5, (workers, case)
 
