@@ -89,6 +89,8 @@ class SamplePlan:
     temperature: float
     top_p: float
     seed: int
+    first: int = 0
+    """Number of its first prompt in the batch: decides, where several engines share them, which prompt goes where."""
 
     def request(self, prompt: Prompt, index: int) -> SampleRequest:
         name = content_id(self.seed, self.purpose, self.step, prompt.id, index)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from actors.engine import InProcessEngine
 from actors.faults import ActorLost, Faults
 from actors.pool import Crew, actor_options, remote_call
 from actors.quiet import redirect_output
-from actors.requests import Finished, Health, Request, Sampled, SamplePlan
+from actors.requests import Finished, Health, Request, Sampled, SamplePlan, SampleRequest
 from actors.weights import WeightFiles
 from configs.runs import RunConfig
 from configs.schema import Group, Model, Sampling
@@ -71,6 +72,10 @@ class _Desk:
 
     asked: dict[str, tuple[Request, asyncio.Future[Finished]]] = field(default_factory=dict)
     unsent: list[Request] = field(default_factory=list)
+    withdrawn: list[str] = field(default_factory=list)
+    """Ids of requests whose answers nobody waits for any more."""
+    held: asyncio.Event | None = None
+    """Set once it may be given work again; None: it may."""
     pump: asyncio.Task[None] | None = None
 
 
@@ -99,7 +104,7 @@ class SamplerPool:
                 config.model, config.sampling, config.run.seed, group.gpus > 0, log_file
             )
 
-        self._deadlines, self._stage = config.deadlines, stage
+        self._deadlines, self._stage, self._update = config.deadlines, stage, config.weights.update
         self._nodes = [""] * group.actors
         self._crew: Crew[Any] = Crew(stage, group.actors, start, self._catch_up, config.deadlines, faults)
         self._desks = [_Desk() for _ in range(group.actors)]
@@ -120,7 +125,7 @@ class SamplerPool:
 
     async def sample(self, prompts: Sequence[Prompt], plan: SamplePlan) -> AsyncIterator[CandidateGroup]:
         """Yield each prompt's group as soon as its last candidate is finished."""
-        groups = [asyncio.ensure_future(self._group(i, prompt, plan)) for i, prompt in enumerate(prompts)]
+        groups = [asyncio.ensure_future(self._group(i, prompt, plan)) for i, prompt in enumerate(prompts, plan.first)]
         try:
             for group in asyncio.as_completed(groups):
                 yield await group
@@ -144,7 +149,17 @@ class SamplerPool:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in requests]
         self._hand(engine, list(zip(requests, futures, strict=True)))
-        return await asyncio.gather(*futures)
+        try:
+            return await asyncio.gather(*futures)
+        except asyncio.CancelledError:
+            self._withdraw(requests)
+            raise
+
+    def _withdraw(self, requests: Sequence[Request]) -> None:
+        for desk in self._desks:
+            given = [r for r in requests if desk.asked.pop(r.id, None) is not None]
+            desk.withdrawn += [r.id for r in given if r not in desk.unsent]
+            desk.unsent = [r for r in desk.unsent if r not in given]
 
     def _hand(self, engine: int, work: Sequence[tuple[Request, asyncio.Future[Finished]]]) -> None:
         desk = self._desks[engine]
@@ -158,33 +173,39 @@ class SamplerPool:
         desk = self._desks[engine]
         await asyncio.sleep(0)  # whatever is asked in the same breath goes in one call
         try:
-            while desk.asked:
+            while desk.asked or desk.withdrawn:
                 try:
                     await self._round(engine, desk)
                 except ActorLost:
                     self._rescue(engine)
         except Exception as error:
-            work, desk.asked, desk.unsent = list(desk.asked.values()), {}, []
+            work, desk.asked, desk.unsent, desk.withdrawn = list(desk.asked.values()), {}, [], []
             for _, future in work:
                 if not future.done():
                     future.set_exception(error)
 
     async def _round(self, engine: int, desk: _Desk) -> None:
         await self._crew.up(engine)
-        if desk.unsent:
+        if desk.withdrawn:
+            ids, desk.withdrawn = desk.withdrawn, []
+            await self._crew.call(engine, "abort", lambda a: a.abort.remote(ids), self._deadlines.heartbeat_s)
+        if desk.held is not None and len(desk.unsent) == len(desk.asked):
+            await desk.held.wait()  # it has nothing to do, and is about to be given other weights
+        if desk.unsent and desk.held is None:
             requests, desk.unsent = desk.unsent, []
             await self._crew.call(engine, "submit", lambda a: a.submit.remote(requests), self._deadlines.heartbeat_s)
         poll = self._crew.call(engine, "poll", lambda a: a.poll.remote(_POLL_SECONDS), self._deadlines.heartbeat_s)
         for finished in await poll:
-            _, future = desk.asked.pop(finished.request_id)
-            if not future.done():
+            _, future = desk.asked.pop(finished.request_id, (None, None))
+            if future is not None and not future.done():
                 future.set_result(finished)
+        desk.unsent = [r for r in desk.unsent if r.id in desk.asked]
 
     def _rescue(self, engine: int) -> None:
         """The engine is lost: what it had in hand goes to those that are up, else to its replacement."""
         desk = self._desks[engine]
         work = [(r, f) for r, f in desk.asked.values() if not f.done()]
-        desk.asked, desk.unsent = {}, []
+        desk.asked, desk.unsent, desk.withdrawn = {}, [], []
         others = [i for i in range(len(self._desks)) if i != engine and self._crew.is_up(i)] or [engine]
         for k, taker in enumerate(others):
             if share := work[k :: len(others)]:
@@ -199,8 +220,10 @@ class SamplerPool:
         return time.monotonic() - started
 
     async def _load(self, engine: int, directory: str, version: Version) -> None:
+        desk = self._desks[engine]
         try:
-            health: Health = await self._crew.call(engine, f"load {version}", lambda a: a.load.remote(directory))
+            async with self._between(engine, desk):
+                health: Health = await self._crew.call(engine, f"load {version}", lambda a: a.load.remote(directory))
         except ActorLost:
             if any(self._crew.is_up(i) for i in range(len(self._desks))):
                 return  # its replacement loads them before it works
@@ -208,6 +231,33 @@ class SamplerPool:
             return
         if health.version != version:
             raise RuntimeError(f"{self._stage} {engine} serves weights {health.version} after loading {version}")
+
+    @asynccontextmanager
+    async def _between(self, engine: int, desk: _Desk) -> AsyncIterator[None]:
+        """What becomes of answers under way while other weights are loaded (``weights.update``)."""
+        if self._update == "in_flight":
+            yield
+            return
+        held = desk.held = asyncio.Event()
+        try:
+            if self._update == "requeue":
+                await self._requeue(engine, desk)
+            while sent := [future for request, future in desk.asked.values() if request not in desk.unsent]:
+                # Looked at anew now and then: what a lost engine had in hand is not with it any more.
+                await asyncio.wait(sent, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(0)
+            yield
+        finally:
+            desk.held = None
+            held.set()
+
+    async def _requeue(self, engine: int, desk: _Desk) -> None:
+        """What is being sampled begins anew, with the weights to come; a question is answered by one token."""
+        under_way = [r for r, _ in desk.asked.values() if isinstance(r, SampleRequest) and r not in desk.unsent]
+        if under_way:
+            ids = [r.id for r in under_way]
+            desk.unsent = [*under_way, *desk.unsent]
+            await self._crew.call(engine, "abort", lambda a: a.abort.remote(ids), self._deadlines.heartbeat_s)
 
     def close(self) -> None:
         for desk in self._desks:

@@ -119,6 +119,9 @@ class Paced:
         scored = (some_pair(self._prompt, version, step),)
         return Prepared(Counter({Fate.TRAINED: 1}), scored, (), None, None, (), watch)
 
+    def served(self, step: int, version: Version) -> None:
+        pass
+
     async def train(self, step: int, batch: object) -> TrainDone:
         await self._work("train", step)
         return TrainDone(no_metrics(), 0.0)

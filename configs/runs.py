@@ -35,6 +35,7 @@ from configs.schema import (
     Weights,
 )
 from configs.section import Section
+from preference.admission_rules import AdmissionRules
 from preference.objectives import REGISTRY
 from preference.objectives.step import Term
 from preference.strategies import SEVERAL_PAIRS
@@ -250,12 +251,29 @@ class RunConfig(TrainingConfig):
         self._refuse_overflow("prompts.max_tokens", self.prompts.max_tokens, "sampling.max_tokens", sampled)
         refuse_unplayable(self.opponents, self.sampling, self.pairing, self.reference, self.terms)
         self._refuse_single("sampling.prompts_per_step", self.sampling.prompts_per_step)
+        self._refuse_unordered()
         if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
                 f"({self.run.steps}) for schedule '{self.optimizer.schedule}': lower optimizer.warmup_steps"
             )
         return self
+
+    def _refuse_unordered(self) -> None:
+        order, k = self.sampling.order, self.run.max_staleness
+        AdmissionRules(self.sampling.prompts_per_step, k, order, self.sampling.spare)  # raises with the arithmetic
+        if order == "admitted":
+            return
+        if people_of(self.judge) is not None:
+            raise ValueError(
+                f"sampling.order = {order} with people as judges: their answers feed whichever step comes, and the "
+                f"quorum decides how long one waits; set sampling.order=admitted"
+            )
+        if self.opponents:
+            raise ValueError(
+                f"sampling.order = {order} with opponents: who plays follows from the step that a prompt belongs to; "
+                f"set sampling.order=admitted, or opponents=[]"
+            )
 
 
 class OfflineConfig(TrainingConfig):

@@ -78,6 +78,13 @@ class Sampling(Section):
     """Sampling temperature. Kept log-probs are those of the untempered policy (vLLM logprobs_mode=raw_logprobs)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass; 1.0 samples the whole distribution."""
+    order: Literal["admitted", "in_time", "finished"] = "admitted"
+    """Which prompts make a step. ``admitted``: those that began first, whatever their answers take, so that timing
+    shapes nothing. ``in_time``: those that are ready first, as long as no other grows too old for it. ``finished``:
+    those that are ready first; what grows older than ``run.max_staleness`` is dropped, counted and replaced."""
+    spare: Annotated[int, Field(ge=0)] = 0
+    """Prompts sampled beyond those that steps need, so that a step seldom waits for its longest responses; they feed
+    later steps. Needs ``order: finished``."""
     missing_eos: Literal["allow", "penalise", "never_chosen", "drop"] = "allow"
     """Responses cut off without EOS: judged as they are, judged with a penalty, only ever rejected, or dropped."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
@@ -192,6 +199,9 @@ class Weights(Section):
     """How new weights reach samplers: node shared memory, the run directory, or whichever fits their placement."""
     bucket_mb: PositiveInt = 64
     """Most megabytes of parameters gathered at a time."""
+    update: Literal["in_flight", "requeue", "finish"] = "in_flight"
+    """What becomes of answers that are under way when new weights arrive: they go on with them (each candidate says
+    which versions sampled it), begin anew, or are finished first. With ``run.max_staleness`` 0 there are none."""
 
 
 class Evaluation(Section):

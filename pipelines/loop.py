@@ -62,12 +62,14 @@ class Loop:
         """Steps ``done + 1`` to the last; ``done`` steps are already in the trainer's weights."""
         preparing: deque[asyncio.Task[Prepared]] = deque()
         submitted = done
+        self._stages.source.served(done, self.version)
         try:
             for step in range(done + 1, self._steps + 1):
                 while submitted < min(step + self._ahead, self._steps):
                     submitted += 1
                     preparing.append(asyncio.create_task(self._stages.source.prepare(submitted, Stopwatch())))
                 report = await self._learn(step, await preparing.popleft())
+                self._stages.source.served(step, self.version)
                 self._observer.step_done(report)
                 await self._stages.evaluator.after(step, self.version)
             await asyncio.to_thread(self._ledger.checkpoints.settle)

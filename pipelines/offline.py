@@ -49,6 +49,9 @@ class FileSource:
         """Optimizer steps of the whole run; the last one may hold fewer items."""
         return max(1, -(-self._total // self._data.batch_size))
 
+    def served(self, step: int, version: Version) -> None:
+        """Files do not change with the weights."""
+
     def rewind(self) -> None:
         self._prepared = self._ledger.prepared_steps()
 

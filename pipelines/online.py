@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from actors.requests import SamplePlan
 from actors.sampler import SamplerPool
@@ -18,9 +20,10 @@ from configs.loading import ConfigError
 from configs.opponents import DataPlayer
 from configs.runs import RunConfig
 from pipelines.doctor import refuse_unfit
+from pipelines.feed import Feed, Judging, Place
 from pipelines.heldout import HeldOut
 from pipelines.judging.judges import heldout_judges, start_judges
-from pipelines.ledger.ledger import Begun, Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.offline import after_sft
 from pipelines.pairing import pairing_rules
 from pipelines.play.guests import check_responses
@@ -32,11 +35,12 @@ from pipelines.scoring import Scorer
 from pipelines.session import ResumeMode, Session, run_session
 from pipelines.stages import Consumer, Evaluator, Judge, Observer, Prepared, Sampler, Source
 from pipelines.timing import Stopwatch
+from preference.admission import AdmissionRules
 from preference.judge_metrics import Trust, failures
 from preference.pairing import make_items
-from preference.reports import EvalReport
+from preference.reports import EvalReport, ProbeMetrics
 from preference.summaries import sample_metrics, sample_rows
-from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt
+from preference.types import CandidateGroup, Fate, JudgedGroup, Prompt, Version
 
 
 class JudgeUnreliable(RuntimeError):
@@ -64,71 +68,110 @@ class OnlineSource:
         self._ledger, self._observer = ledger, observer
         self._rules = pairing_rules(config.pairing, config.sampling, config.run.seed)
         self._trust = Trust()
+        self._feed: Feed | None = None
+        self._watch = Stopwatch()  # of the step that was asked for last
+        self._served = 0, Version(0, 0)
         self.rewind()
         judge.restore(ledger.undecided(prompts.prompts))
 
     def rewind(self) -> None:
         """Steps may come again: those whose data is complete are replayed, others go on from what they have."""
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
         self._journaled = self._ledger.replayable(self._prompts.prompts)
         self._begun = self._ledger.begun(self._prompts.prompts)
         if self._opponents is not None:
             for step, groups in self._journaled.items():
                 self._opponents.judged(step, groups)
 
+    def served(self, step: int, version: Version) -> None:
+        """``step`` is done, and samplers serve ``version``: its weights, or older ones where it trained nothing."""
+        self._served = step, version
+        if self._feed is not None:
+            self._feed.served(step, version)
+
     async def prepare(self, step: int, watch: Stopwatch) -> Prepared:
         journaled = self._journaled.pop(step, None)
-        probe = None
         if journaled is not None:
-            judged = self._in_order(step, journaled)
-        else:
-            judged, probe = await asyncio.gather(self._sample_and_judge(step, watch), self._heldout.probe(step, watch))
-        faced = self._opponents.judged(step, judged) if self._opponents is not None else None
-        made = [make_items(group, self._rules) for group in judged]
-        fates = Counter(m.fate for m in made)
-        if waited := self._ledger.waited(step):
-            fates[Fate.WAITING] += waited
-        items = [item for m in made for item in m.items]
-        scored, mismatched = await self._scorer.score(step, items, watch)
-        if journaled is None:
-            self._ledger.prepared(step, [i.id for i in items], fates)
-        rows = sample_rows(judged, scored)
-        waiting = tuple(self._judge.waiting(step)) if journaled is None else ()
-        return Prepared(
-            fates, scored, mismatched, sample_metrics(judged, faced), probe, rows, watch, tuple(judged), waiting
-        )  # fmt: skip
-
-    async def _sample_and_judge(self, step: int, watch: Stopwatch) -> list[JudgedGroup]:
-        """Each prompt is judged as soon as its candidates are complete, while others are still decoding."""
-        sampling = self._config.sampling
-        prompts = self._batch(step)
-        plan = SamplePlan(
-            step, "train", sampling.candidates, sampling.max_tokens, sampling.temperature, sampling.top_p,
-            self._config.run.seed,
-        )  # fmt: skip
-        begun = self._begun.pop(step, Begun((), frozenset()))
-        fresh = [p for p in prompts if plan.request(p, 0).id not in begun.names]
-        judging: list[asyncio.Task[JudgedGroup | None]] = []
-        tokens = 0
-        with watch.stage("sample") as sample:
-            async for group in self._players.sample(fresh, plan):
-                tokens += sum(len(c.token_ids) for c in group.candidates)
-                sample.tokens = tokens
-                judging.append(asyncio.create_task(watch.timed("judge", self._judge_one(step, group))))
-                self._observer.stage(step, "sample", len(judging), len(fresh), tokens)
-        judged = [*begun.decided, *(j for j in await asyncio.gather(*judging) if j is not None)]
+            return await self._made(step, journaled, None, watch, self._ledger.waited(step), self._ledger.stale(step))
+        self._watch = watch
+        self._feed = self._feed or self._open_feed(step)
+        self._feed.ask(step)
+        taken, probe = await asyncio.gather(self._feed.take(step), self._heldout.probe(step, watch))
+        judged = [*taken.groups, *self._begun.late.get(step, ())]
         for late in await watch.timed("judge", self._judge.settle(step)):
             self._ledger.judged(step, late)
             judged.append(late)
-        self._ledger.waiting(step, self._judge.waiting(step))
+        waiting = self._judge.waiting(step)
+        self._ledger.waiting(step, waiting)
         await self._judge.consumed(step)
-        judged = self._in_order(step, judged)
         self._refuse_unreliable_judge(judged)
         if warning := self._trust.update(step, judged):
             self._observer.message(warning)
-        return judged
+        made = await self._made(step, judged, probe, watch, len(waiting), len(taken.stale))
+        names = [g.group.candidates[0].id for g in judged]
+        self._ledger.prepared(step, [s.item.id for s in made.scored], made.fates, names, taken.stale)
+        self._feed.complete(step)
+        if step == self._config.run.steps:
+            self._feed.close()  # spare prompts that no step will need
+        return replace(made, waiting=tuple(waiting))
 
-    async def _judge_one(self, step: int, group: CandidateGroup) -> JudgedGroup | None:
-        judged = await self._judge.judge(step, group)
+    async def _made(
+        self,
+        step: int,
+        judged: Sequence[JudgedGroup],
+        probe: ProbeMetrics | None,
+        watch: Stopwatch,
+        waiting: int,
+        stale: int,
+    ) -> Prepared:
+        """Pairs and their reference scores out of judged groups, and what became of every prompt."""
+        faced = self._opponents.judged(step, judged) if self._opponents is not None else None
+        made = [make_items(group, self._rules) for group in judged]
+        fates = Counter(m.fate for m in made)
+        fates += Counter({Fate.WAITING: waiting, Fate.STALE: stale})
+        items = [item for m in made for item in m.items]
+        scored, mismatched = await self._scorer.score(step, items, watch)
+        rows = sample_rows(judged, scored)
+        return Prepared(fates, scored, mismatched, sample_metrics(judged, faced), probe, rows, watch, tuple(judged))
+
+    # -- prompts on their way ----------------------------------------------------------------------------------------
+
+    def _open_feed(self, step: int) -> Feed:
+        """``step`` is the first one whose data is not complete."""
+        run, sampling = self._config.run, self._config.sampling
+        rules = AdmissionRules(
+            len(self._batch(1)), run.max_staleness, sampling.order, sampling.spare, steps=run.steps
+        )  # fmt: skip
+        return Feed(rules, self._batch, self._sample, self._begun, step - 1, *self._served)
+
+    def _plan(self, step: int, first: int = 0) -> SamplePlan:
+        s = self._config.sampling
+        seed = self._config.run.seed
+        return SamplePlan(step, "train", s.candidates, s.max_tokens, s.temperature, s.top_p, seed, first)
+
+    def _batch(self, step: int) -> list[Place]:
+        """The places of ``step`` in the run's permutation."""
+        prompts = self._prompts.batch(step, self._config.sampling.prompts_per_step, self._config.run.seed)
+        plan = self._plan(step)
+        return [Place(step, number, p, plan.request(p, 0).id) for number, p in enumerate(prompts)]
+
+    async def _sample(self, places: Sequence[Place]) -> AsyncIterator[tuple[Place, Judging]]:
+        """Each prompt is judged as soon as its candidates are complete, while others are still decoding."""
+        step, watch = places[0].step, self._watch
+        waiting = {p.prompt.id: p for p in places}
+        tokens = 0
+        with watch.stage("sample") as sample:
+            async for group in self._players.sample([p.prompt for p in places], self._plan(step, places[0].number)):
+                tokens += sum(len(c.token_ids) for c in group.candidates)
+                sample.tokens = tokens
+                place = waiting.pop(group.prompt.id)
+                yield place, partial(self._judge_one, step, group, watch)
+                self._observer.stage(step, "sample", len(places) - len(waiting), len(places), tokens)
+
+    async def _judge_one(self, step: int, group: CandidateGroup, watch: Stopwatch) -> JudgedGroup | None:
+        judged = await watch.timed("judge", self._judge.judge(step, group))
         if judged is not None:
             self._ledger.judged(step, judged)
         else:
@@ -137,15 +180,7 @@ class OnlineSource:
                     self._ledger.asked(step, asked)
         return judged
 
-    def _batch(self, step: int) -> list[Prompt]:
-        return self._prompts.batch(step, self._config.sampling.prompts_per_step, self._config.run.seed)
-
-    def _in_order(self, step: int, judged: Iterable[JudgedGroup]) -> list[JudgedGroup]:
-        """Completion order must not leak into the batch; what comes late from earlier steps comes last."""
-        order = {p.id: i for i, p in enumerate(self._batch(step))}
-        return sorted(judged, key=lambda j: (order.get(j.group.prompt.id, len(order)), j.group.candidates[0].id))
-
-    def _refuse_unreliable_judge(self, judged: list[JudgedGroup]) -> None:
+    def _refuse_unreliable_judge(self, judged: Sequence[JudgedGroup]) -> None:
         if not judged:
             return  # all of them wait for people
         failed = [failures(g.judgements) for g in judged]

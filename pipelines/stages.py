@@ -122,6 +122,10 @@ class Source(Protocol):
         """Everything before the trainer, for 1-based ``step``."""
         ...
 
+    def served(self, step: int, version: Version) -> None:
+        """``step`` is done, and samplers serve ``version``: its weights, or older ones where it trained nothing."""
+        ...
+
     def rewind(self) -> None:
         """The weights are set back: steps that were prepared before will be asked for again."""
         ...

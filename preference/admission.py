@@ -75,10 +75,12 @@ class Admission:
     the next step before that.
     """
 
-    def __init__(self, rules: AdmissionRules, done: int = 0) -> None:
-        """``done`` steps have been trained, and samplers serve their weights."""
+    def __init__(self, rules: AdmissionRules, done: int = 0, served: int | None = None) -> None:
+        """``done`` steps have been trained or have their batches. Samplers serve the weights of step ``served``; None:
+        of the last one.
+        """
         self.rules = rules
-        self.served = done
+        self.served = done if served is None else served
         """The version that samplers serve."""
         self.taken = done
         """The last step whose batch was taken."""

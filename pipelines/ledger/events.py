@@ -55,6 +55,11 @@ class PreparedStep:
     fates: Mapping[Fate, NonNegativeInt] | None
     """What became of each of the step's prompts; None where schema 1 did not say."""
     time: Time
+    groups: tuple[str, ...] | None = None
+    """Names of the groups that it was made of, in their order; None where it was not recorded: those that were judged
+    in it."""
+    stale: tuple[str, ...] = ()
+    """Names of what was dropped, too old to be trained, since the step before."""
     event: Literal["prepared"] = "prepared"
 
 

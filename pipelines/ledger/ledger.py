@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.ledger.checkpoints import Checkpoints, checkpoint_dir, complete_checkpoints
-from pipelines.ledger.events import Event, PreparedStep, TrainedStep, event_record
+from pipelines.ledger.events import Event, PreparedStep, TrainedStep, event_record, read_event
 from pipelines.ledger.journal import Journal, LedgerError, decode_line, encode_line, read_lines, saving
 from pipelines.ledger.judged import Recorded, candidate_records, judgement_record, read_groups, response_type, undecided
 from pipelines.ledger.lock import RunLock
@@ -45,11 +45,16 @@ JOURNALS = ("candidates", "judgements", "scores", "evals", "steps")
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What is known of a step that was under way when an earlier attempt ended."""
+    """What is known of prompts beyond the steps whose data is complete; groups go by their first candidate's id."""
 
-    decided: tuple[JudgedGroup, ...]
-    names: frozenset[str]
-    """Of every group that was sampled, those that people are still asked about included: by first candidate."""
+    decided: Mapping[str, JudgedGroup]
+    """Judged, and in no step yet."""
+    asked: frozenset[str]
+    """People are being asked about these."""
+    used: frozenset[str]
+    """Of a complete step, or dropped for their age."""
+    late: Mapping[int, tuple[JudgedGroup, ...]]
+    """What people decided in a step that is not complete, about prompts of complete ones."""
 
 
 class Ledger:
@@ -118,12 +123,20 @@ class Ledger:
         self._journals["scores"].flush()
         self._scores[reference, key] = scores
 
-    def prepared(self, step: int, items: Sequence[str], fates: Mapping[Fate, int] | None = None) -> None:
-        """Mark the step's data complete, its items by id: it can be replayed from here on."""
+    def prepared(
+        self,
+        step: int,
+        items: Sequence[str],
+        fates: Mapping[Fate, int] | None = None,
+        groups: Sequence[str] | None = None,
+        stale: Sequence[str] = (),
+    ) -> None:
+        """Mark the step's data complete, its items by id and what they are made of: it is replayed from here on."""
         for name in ("candidates", "judgements", "scores"):
             self._journals[name].commit()
         counts = None if fates is None else dict(fates)
-        self.record(PreparedStep(step, tuple(items), counts, time.time()))
+        made_of = None if groups is None else tuple(groups)
+        self.record(PreparedStep(step, tuple(items), counts, time.time(), made_of, tuple(stale)))
 
     def trained(self, step: int, version: str, loss: float | None) -> None:
         self.record(TrainedStep(step, version, loss, time.time()))
@@ -143,27 +156,38 @@ class Ledger:
     # -- what a later attempt finds ------------------------------------------------------------------------------
 
     def replayable(self, prompts: Mapping[str, Prompt]) -> dict[int, tuple[JudgedGroup, ...]]:
-        """The judged candidates of the steps whose data is complete, by step number."""
-        found: dict[int, list[JudgedGroup]] = {step: [] for step in sorted(self.prepared_steps())}
-        for g in self._groups():
-            if g.step in found and not g.waiting and g.prompt_id in prompts:
-                found[g.step].append(g.judged(prompts[g.prompt_id]))
-        return {step: tuple(groups) for step, groups in found.items()}
+        """The judged candidates of the steps whose data is complete, by step number, in the order of the step."""
+        steps = self._prepared()
+        groups = [g for g in self._groups() if not g.waiting and g.prompt_id in prompts]
+        by_name = {g.name: g for g in groups}
+        found: dict[int, tuple[JudgedGroup, ...]] = {}
+        for step, event in sorted(steps.items()):
+            own = [g for g in groups if g.step == step]
+            if event.groups is not None:
+                own = [by_name[name] for name in event.groups if name in by_name]
+            found[step] = tuple(g.judged(prompts[g.prompt_id]) for g in own)
+        return found
 
-    def begun(self, prompts: Mapping[str, Prompt]) -> dict[int, Begun]:
-        """What was sampled and judged of the steps whose data is not complete, by step number."""
-        complete = self.prepared_steps()
-        found: dict[int, list[Recorded]] = {}
-        for g in self._groups():
-            if g.step not in complete and g.prompt_id in prompts:
-                found.setdefault(g.step, []).append(g)
-        return {
-            step: Begun(
-                tuple(g.judged(prompts[g.prompt_id]) for g in groups if not g.waiting),
-                frozenset(g.name for g in groups),
-            )
-            for step, groups in found.items()
-        }
+    def begun(self, prompts: Mapping[str, Prompt]) -> Begun:
+        """What was sampled and judged, and is in no step whose data is complete."""
+        steps = self._prepared()
+        made_of = {name for event in steps.values() for name in (*(event.groups or ()), *event.stale)}
+        groups = [g for g in self._groups() if g.prompt_id in prompts]
+        made_of |= {g.name for g in groups if not g.waiting and (e := steps.get(g.step)) and e.groups is None}
+        # People may still be asked about some of a complete step's prompts: their places in it are taken.
+        taken = {g.name for g in groups if g.waiting and g.step in steps}
+        decided: dict[str, JudgedGroup] = {}
+        late: dict[int, list[JudgedGroup]] = {}
+        for g in groups:
+            if g.waiting or g.name in made_of:
+                continue
+            if g.name in taken:
+                late.setdefault(g.step, []).append(g.judged(prompts[g.prompt_id]))
+            else:
+                decided[g.name] = g.judged(prompts[g.prompt_id])
+        used = frozenset(made_of | taken)
+        asked = frozenset(g.name for g in groups if g.waiting and g.name not in used) - decided.keys()
+        return Begun(decided, asked, used, {step: tuple(found) for step, found in late.items()})
 
     def undecided(self, prompts: Mapping[str, Prompt]) -> list[tuple[int, JudgedGroup]]:
         """What people were asked about and no step has decided since."""
@@ -173,14 +197,22 @@ class Ledger:
         """How many groups of ``step`` went on waiting for people when the step went on."""
         return self._waited[step]
 
+    def stale(self, step: int) -> int:
+        """How many prompts ``step``, whose data is complete, dropped for their age."""
+        return len(self._prepared()[step].stale)
+
     def _groups(self) -> list[Recorded]:
         with _understood(self.run_dir, "judgements"):
             return read_groups(self._journals["candidates"], self._journals["judgements"])
 
     def prepared_steps(self) -> set[int]:
         """The steps whose data is complete."""
+        return set(self._prepared())
+
+    def _prepared(self) -> dict[int, PreparedStep]:
         with _understood(self.run_dir, "steps"):
-            return {int(r["step"]) for r in self._journals["steps"] if r["event"] == "prepared"}
+            events = (read_event(r) for r in self._journals["steps"] if r["event"] == "prepared")
+            return {e.step: e for e in events if isinstance(e, PreparedStep)}
 
     def scores(self, reference: str, key: str) -> Scores | None:
         """An item's journaled log-probs by that version of the reference, of this attempt or an earlier one."""

@@ -87,10 +87,10 @@ def bought_again(records: Records) -> Records:
 
 
 def decided_again(run: Path) -> None:
-    name = []
-    rewrite(run, "judgements", lambda rs: [*rs, {**next(r for r in rs if r["step"] == 1), "step": 2}])
-    rewrite(run, "judgements", lambda rs: name.append(rs[-1]["group"]))
-    rewrite(run, "candidates", lambda rs: [*rs, *({**r, "step": 2} for r in rs if r["group"] == name[0])])
+    def twice(records: Records) -> None:
+        first(records, "prepared", 2)["groups"].append(first(records, "prepared", 1)["groups"][0])
+
+    rewrite(run, "steps", twice)
 
 
 def checkpoint(run: Path) -> None:
@@ -179,16 +179,14 @@ def test_what_a_dead_owner_wrote_does_not_count(run):
     assert any("by an owner that had lost the run" in n for n in found.notes)
 
 
-def test_stale_items_were_dropped_on_purpose(run):
-    """An item that was too old when its turn came is no item of its step; its prompt's fate says so."""
+def test_what_was_dropped_for_its_age_is_a_fate_of_its_step(run):
+    def drop(fates: dict[str, int]) -> Callable[[Records], None]:
+        return lambda records: first(records, "prepared", 2).update(stale=["too old"], fates=fates)
 
-    def drop(records: Records) -> None:
-        step = first(records, "prepared", 2)
-        step["pairs"].pop()
-        step["fates"] = {"trained": 3, "stale": 1}
-
-    rewrite(run, "steps", drop)
+    rewrite(run, "steps", drop({"trained": 4, "stale": 1}))
     assert audit(run).breaches == []
+    rewrite(run, "steps", drop({"trained": 4}))
+    assert "its judgements give 1 stale, 4 trained" in str(audit(run).breaches[0])
 
 
 def test_steps_that_wait_to_be_sent_are_no_gap_in_mlflow(run):

@@ -100,11 +100,8 @@ def check_fates(
 
     Returns the items by step and id.
     """
-    by_step: dict[int, list[Group]] = {step: [] for step in steps}
-    for group in groups:
-        if group.step in by_step:
-            by_step[group.step].append(group)
-    _check_decided_once(groups, steps, found)
+    by_step = _by_step(groups, steps, found)
+    _check_decided_once(by_step, found)
     seen: set[str] = set()
     items: dict[int, dict[str, Item]] = {}
     for step, line in sorted(steps.items()):
@@ -120,13 +117,34 @@ def check_fates(
         made = [make_items(g.judged, rules) for g in own if not g.waiting]
         fates = Counter(m.fate for m in made)
         fates[Fate.WAITING] += sum(g.waiting for g in own)
+        fates[Fate.STALE] += len(line.record.stale)
         items[step] = {item.id: item for m in made for item in m.items}
         _check_step(step, line.place, line.record, +fates, items[step], found)
         found.counted["fates"] += sum(fates.values())
     return items
 
 
-_LATER = (Fate.STALE, Fate.TOO_LONG)  # what the loop decides on items that pairing had made
+def _by_step(groups: Sequence[Group], steps: Mapping[int, Line[Event]], found: Findings) -> dict[int, list[Group]]:
+    """What every complete step was made of, and what it had asked people about in vain."""
+    by_step: dict[int, list[Group]] = {step: [] for step in steps}
+    decided = {g.name: g for g in groups if not g.waiting}
+    for group in groups:
+        if group.step in by_step:
+            event = steps[group.step].record
+            assert isinstance(event, PreparedStep)
+            if group.waiting or event.groups is None:
+                by_step[group.step].append(group)
+    for step, line in steps.items():
+        assert isinstance(line.record, PreparedStep)
+        for name in line.record.groups or ():
+            if name in decided:
+                by_step[step].append(decided[name])
+            else:
+                found.breach(line.place, f"step {step} is made of group {name}, which nobody has judged")
+    return by_step
+
+
+_LATER = (Fate.TOO_LONG,)  # what the loop decides on items that pairing had made
 
 
 def _check_step(
@@ -153,16 +171,19 @@ def _told(fates: Mapping[Fate, int]) -> str:
     return ", ".join(f"{n} {f.value}" for f, n in sorted(fates.items()) if n) or "none"
 
 
-def _check_decided_once(groups: Iterable[Group], steps: Mapping[int, object], found: Findings) -> None:
-    decided: dict[str, Group] = {}
-    for group in sorted((g for g in groups if not g.waiting and g.step in steps), key=lambda g: g.step):
-        first = decided.setdefault(group.name, group)
-        if first is not group:
-            found.breach(
-                group.place,
-                f"prompt {group.judged.group.prompt.id} is decided in step {group.step}, and was in step {first.step} "
-                f"({first.place}): it has two fates",
-            )
+def _check_decided_once(by_step: Mapping[int, Sequence[Group]], found: Findings) -> None:
+    decided: dict[str, tuple[int, Group]] = {}
+    for step, groups in sorted(by_step.items()):
+        for group in groups:
+            if group.waiting:
+                continue
+            before, first = decided.setdefault(group.name, (step, group))
+            if before != step or first is not group:
+                found.breach(
+                    group.place,
+                    f"prompt {group.judged.group.prompt.id} is decided in step {step}, and was in step {before} "
+                    f"({first.place}): it has two fates",
+                )
 
 
 def check_scores(
