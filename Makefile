@@ -31,7 +31,7 @@ lint: setup ## ruff and mypy
 unit: setup ## unit tests only (no Ray)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
-chaos: setup ## tests that stop, kill and resume runs
+chaos: setup ## long tests: kills, resumed and restored runs, late people, every trainer state on other ranks
 	@$(BIN)/python -m pytest tests/chaos
 
 fuzz: setup ## 100,000 hostile files and messages (RONDO_FUZZ=N, RONDO_FUZZ_SEED=N; half an hour)
