@@ -115,6 +115,27 @@ def reference(r: dict[str, Any]) -> list[str]:
     ]
 
 
+def vocabulary(r: dict[str, Any]) -> list[str]:
+    cases = [name for name in r if name.startswith(("float32", "bfloat16"))]
+    small, large = (key for key in r[cases[0]] if key.endswith(("0_mb", "4_mb")))
+    return [
+        f"A step of a small Llama over {r['tokens']:,} tokens: its peak above parameters, optimizer states and "
+        f"gradients. A chunk of fp32 logits over the larger vocabulary is {r['chunk_mb']:.0f} MB.",
+        "",
+        *rows(
+            f"weights | vocabulary of {small[:-3]} | of {large[:-3]} | difference in chunks",
+            *(
+                (name, spread(r[name][small], "MB", 0), spread(r[name][large], "MB", 0),
+                 f"{r[name]['difference_in_chunks']:.2f}")
+                for name in cases
+            ),
+        ),
+        "Untied it is less than a chunk. Where input and output share their matrix it is not: the two gradients of the "
+        "matrix are made one after the other and then added, and for that moment there are two.",
+        "",
+    ]  # fmt: skip
+
+
 def judging(r: dict[str, Any]) -> list[str]:
     return [
         f"{r['questions_a_round']} questions of {r['tokens_a_question']} tokens a round; plain is `LLM.generate` of "
@@ -199,6 +220,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "trl_online_dpo": ("An online iteration beside TRL", trl_online_dpo),
     "iteration": ("Where the time goes", iteration),
     "reference": ("The reference pool", reference),
+    "vocabulary": ("Memory and the size of the vocabulary", vocabulary),
     "judging": ("Judging beside plain vLLM", judging),
     "judge_agreement": ("What a small judge is worth", judge_agreement),
     "overlap": ("Overlap", overlap),
