@@ -278,7 +278,8 @@ export class Judge {
   async #report() {
     const { id } = this.#shown.item;
     const reason = await askForReport();
-    byId("item")?.focus({ preventScroll: true });
+    // The dialog tells of its end a moment later: by then the next question may be open, and have the focus.
+    if (this.#phase === "item") byId("item")?.focus({ preventScroll: true });
     if (!reason) return;
     try {
       await this.#api.post("report", { item: id, reason });
