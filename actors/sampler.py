@@ -187,8 +187,9 @@ class SamplerPool:
     async def _round(self, engine: int, desk: _Desk) -> None:
         await self._crew.up(engine)
         if desk.withdrawn:
-            ids, desk.withdrawn = desk.withdrawn, []
+            ids = tuple(desk.withdrawn)
             await self._crew.call(engine, "abort", lambda a: a.abort.remote(ids), self._deadlines.heartbeat_s)
+            desk.withdrawn = desk.withdrawn[len(ids) :]
         if desk.held is not None and len(desk.unsent) == len(desk.asked):
             await desk.held.wait()  # it has nothing to do, and is about to be given other weights
         if desk.unsent and desk.held is None:

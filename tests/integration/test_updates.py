@@ -57,7 +57,7 @@ async def withdrawn(pool):
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    while pool._desks[0].withdrawn:
+    while pool._desks[0].asked or pool._desks[0].withdrawn:
         await asyncio.sleep(0)
     return await running(pool)
 
