@@ -14,6 +14,7 @@ from configs.judges import HttpJudge, HumanJudge, Judge, asks_policy, people_of,
 from configs.objectives import SECTIONS, BradleyTerry, Objective
 from configs.objectives import default as default_objective
 from configs.opponents import ModelPlayer, Opponent, PastPlayer, refuse_unplayable
+from configs.ordering import refuse_unordered
 from configs.schema import (
     Batching,
     Checkpointing,
@@ -35,7 +36,6 @@ from configs.schema import (
     Weights,
 )
 from configs.section import Section
-from preference.admission_rules import AdmissionRules
 from preference.objectives import REGISTRY
 from preference.objectives.step import Term
 from preference.strategies import SEVERAL_PAIRS
@@ -251,29 +251,13 @@ class RunConfig(TrainingConfig):
         self._refuse_overflow("prompts.max_tokens", self.prompts.max_tokens, "sampling.max_tokens", sampled)
         refuse_unplayable(self.opponents, self.sampling, self.pairing, self.reference, self.terms)
         self._refuse_single("sampling.prompts_per_step", self.sampling.prompts_per_step)
-        self._refuse_unordered()
+        refuse_unordered(self.sampling, self.run.max_staleness, self.opponents, people_of(self.judge) is not None)
         if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps >= self.run.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves no step of run.steps "
                 f"({self.run.steps}) for schedule '{self.optimizer.schedule}': lower optimizer.warmup_steps"
             )
         return self
-
-    def _refuse_unordered(self) -> None:
-        order, k = self.sampling.order, self.run.max_staleness
-        AdmissionRules(self.sampling.prompts_per_step, k, order, self.sampling.spare)  # raises with the arithmetic
-        if order == "admitted":
-            return
-        if people_of(self.judge) is not None:
-            raise ValueError(
-                f"sampling.order = {order} with people as judges: their answers feed whichever step comes, and the "
-                f"quorum decides how long one waits; set sampling.order=admitted"
-            )
-        if self.opponents:
-            raise ValueError(
-                f"sampling.order = {order} with opponents: who plays follows from the step that a prompt belongs to; "
-                f"set sampling.order=admitted, or opponents=[]"
-            )
 
 
 class OfflineConfig(TrainingConfig):

@@ -12,15 +12,12 @@ batch in the seeded batch of step ``n // batch + 1``, whichever step trains it i
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from pipelines.ledger.ledger import Begun
 from preference.admission import Admission, AdmissionRules, Stage, Ticket
 from preference.types import JudgedGroup, Prompt, Version
-
-INITIAL = Version(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +58,9 @@ class Feed:
         batch: Callable[[int], Sequence[Place]],
         sample: Sample,
         begun: Begun,
-        taken: int = 0,
-        served: int = 0,
-        version: Version = INITIAL,
+        taken: int,
+        served: int,
+        version: Version,
     ) -> None:
         """``batch``: the permutation's prompts of a step. The data of ``taken`` steps is complete; ``served`` steps are
         done, and samplers serve ``version``.
@@ -115,15 +112,6 @@ class Feed:
         if step > self._admission.served:
             self._admission.now_served(step)
             self._notify()
-
-    @property
-    def ages(self) -> Counter[int]:
-        """Of everything that was taken, in versions."""
-        return self._admission.ages
-
-    def waits_for(self) -> str:
-        """What the next batch waits for; empty: nothing."""
-        return self._admission.trainer_waits_for() or ""
 
     def close(self) -> None:
         for task in self._tasks:

@@ -141,9 +141,8 @@ class OnlineSource:
     def _open_feed(self, step: int) -> Feed:
         """``step`` is the first one whose data is not complete."""
         run, sampling = self._config.run, self._config.sampling
-        rules = AdmissionRules(
-            len(self._batch(1)), run.max_staleness, sampling.order, sampling.spare, steps=run.steps
-        )  # fmt: skip
+        size = len(self._batch(1))  # fewer than asked for where there are fewer prompts
+        rules = AdmissionRules(size, run.max_staleness, sampling.order, sampling.spare, steps=run.steps)
         return Feed(rules, self._batch, self._sample, self._begun, step - 1, *self._served)
 
     def _plan(self, step: int, first: int = 0) -> SamplePlan:

@@ -92,7 +92,7 @@ def submit(
     resume: str,
     working_dir: Path,
     now: float | None = None,
-    patience_s: float = 180.0,
+    patience_s: float = 60.0,
 ) -> str:
     """Submit the run that ``config`` describes; returns the submission id. A head that has only just started takes jobs
     a little later: it is asked again for ``patience_s``.

@@ -86,8 +86,9 @@ class Ledger:
                 migrate(run_dir, schema, old, lambda record: encode_line(record, token))
         self._journals = {name: Journal(run_dir / "ledger" / f"{name}.jsonl", token, check) for name in JOURNALS}
         self.checkpoints = Checkpoints(run_dir, token, check)
-        complete = self.prepared_steps()
+        complete = self._prepared()
         self._waited = Counter(g.step for g in self._groups() if g.waiting and g.step in complete)
+        self._stale = Counter({step: len(event.stale) for step, event in complete.items()})
         with _understood(run_dir, "scores"):
             self._scores: dict[tuple[str, str], Scores] = {
                 (r["reference"], r["item"]): tuple(np.array(a, np.float32) for a in r["scores"])
@@ -136,6 +137,7 @@ class Ledger:
             self._journals[name].commit()
         counts = None if fates is None else dict(fates)
         made_of = None if groups is None else tuple(groups)
+        self._stale[step] = len(stale)
         self.record(PreparedStep(step, tuple(items), counts, time.time(), made_of, tuple(stale)))
 
     def trained(self, step: int, version: str, loss: float | None) -> None:
@@ -199,7 +201,7 @@ class Ledger:
 
     def stale(self, step: int) -> int:
         """How many prompts ``step``, whose data is complete, dropped for their age."""
-        return len(self._prepared()[step].stale)
+        return self._stale[step]
 
     def _groups(self) -> list[Recorded]:
         with _understood(self.run_dir, "judgements"):
