@@ -31,7 +31,7 @@ def ceiling(stage: str, group: Group, directory: Path, overrides: list[str]) -> 
     if stage == "trainer":
         launcher = [
             str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", str(group.actors), "--standalone",
-            "--no-python", sys.executable,
+            f"--log-dir={directory}", "--no-python", sys.executable,
         ]  # fmt: skip
     words = [*launcher, "-m", "benchmarks.ceilings", stage, str(QUICKSTART), str(directory), *overrides]
     env = {**os.environ, **process_env(group), "DS_ACCELERATOR": "cpu"}
