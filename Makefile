@@ -1,6 +1,6 @@
 # Everything a person or CI runs. `make demo` and `make test` set up what they need; nothing else comes before them.
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint unit chaos fuzz bench lock audit sbom doctor clean
+.PHONY: help setup model demo test lint unit recipes chaos fuzz bench lock audit sbom doctor clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -30,6 +30,9 @@ lint: setup ## ruff and mypy
 
 unit: setup ## unit tests only (no Ray)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
+
+recipes: setup ## whole runs of what fewer people use: opponents, self-judging, panels, reward models
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/recipes
 
 chaos: setup ## long tests: kills, resumed and restored runs, late people, every trainer state on other ranks
 	@$(BIN)/python -m pytest tests/chaos

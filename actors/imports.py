@@ -54,10 +54,30 @@ def operators_of_this_environment() -> None:
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if "TORCH_EXTENSIONS_DIR" in os.environ:
-        # Who is killed while compiling or loading leaves a lock, and everybody after it would wait for ever.
         for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/lock"):
-            with suppress(FileNotFoundError):
-                compiled = any(lock.parent.glob("*.so"))
-                longest = _LONGEST_LOADING_S if compiled else _LONGEST_COMPILATION_S
-                if time.time() - lock.stat().st_mtime > longest:
-                    lock.unlink()
+            with suppress(FileNotFoundError):  # whoever held it is done
+                _remove_if_left_behind(lock)
+
+
+def _remove_if_left_behind(lock: Path) -> None:
+    """Who is killed while compiling or loading leaves a lock, and torch would wait for ever for its release.
+
+    Its owner keeps it open, which only this machine's processes can be asked for; where the environment lies on a
+    shared disk, its owner may be on another machine and gets the time that its work can take.
+    """
+    longest = _LONGEST_LOADING_S if any(lock.parent.glob("*.so")) else _LONGEST_COMPILATION_S
+    while not _is_open(lock):
+        if time.time() - lock.stat().st_mtime > longest:
+            lock.unlink()
+            return
+        time.sleep(0.1)
+
+
+def _is_open(file: Path) -> bool:
+    """Whether a process of this machine has the file open."""
+    target = str(file.resolve(strict=True))
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # ended meanwhile, or somebody else's
+            if os.readlink(descriptor) == target:
+                return True
+    return False

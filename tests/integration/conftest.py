@@ -135,11 +135,11 @@ def run(*words: object, timeout: float = 300, **env: str) -> subprocess.Complete
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def torchrun(worker: str, ranks: int, directory: Path, *more: str) -> subprocess.Popen[bytes]:
+def torchrun(worker: str, ranks: int, directory: Path) -> subprocess.Popen[bytes]:
     """A worker module of the tests on so many ranks; what it says goes to ``output-<ranks>`` in ``directory``."""
     words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-    words += [f"--master-port={free_port() + 10 * ranks}", "-m", f"tests.integration.{worker}", str(directory), *more]
+    words += [f"--master-port={free_port() + 10 * ranks}", "-m", worker, str(directory)]
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
     with (directory / f"output-{ranks}").open("w") as output:
@@ -152,7 +152,7 @@ def ranks(tmp_path_factory) -> dict[int, dict[str, Any]]:
     started = {}
     for count in (1, 2):
         directory = tmp_path_factory.mktemp(f"ranks-{count}")
-        started[count] = (torchrun("workers", count, directory), directory)
+        started[count] = (torchrun("tests.integration.workers", count, directory), directory)
     results = {}
     for count, (process, directory) in started.items():
         assert process.wait(timeout=900) == 0, (directory / f"output-{count}").read_text()[-3000:]

@@ -23,7 +23,7 @@ from preference.types import CandidateGroup, JudgeFailure, Rating, Verdict
 from preference.verdicts import VerdictRules, compare
 from tests.endpoint import completion, endpoint, refusal
 from tests.integration.conftest import free_port
-from tests.integration.judges import GROUPS, MATCHES, opinionated_model, probabilities
+from tests.judges import GROUPS, MATCHES, opinionated_model, probabilities
 
 KEY = "sk-very-secret-1234567890"
 

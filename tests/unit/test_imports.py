@@ -1,13 +1,14 @@
 """Libraries are imported without what they can do without, and nothing of that lasts."""
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from actors.imports import OPTIONAL, lean_imports
+from actors.imports import OPTIONAL, lean_imports, operators_of_this_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +42,19 @@ def test_garbage_is_collected_again_after_a_failed_import() -> None:
         broken()
     assert gc.isenabled()
     gc.unfreeze()
+
+
+def test_a_lock_of_deepspeeds_operators_is_removed_when_nobody_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    lock = tmp_path / "operator" / "lock"
+    lock.parent.mkdir()
+    (lock.parent / "operator.so").touch()
+    with lock.open("w"):
+        os.utime(lock, (0, 0))  # of somebody slow: loading can take minutes on a busy machine
+        operators_of_this_environment()
+        assert lock.exists()
+    operators_of_this_environment()
+    assert not lock.exists()

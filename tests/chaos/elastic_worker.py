@@ -1,6 +1,6 @@
 """One rank of a trainer that goes on from another number of ranks, under torchrun: run by test_elastic.py.
 
-torchrun --nproc-per-node N -m tests.integration.elastic_worker DIRECTORY CASE...
+torchrun --nproc-per-node N -m tests.chaos.elastic_worker DIRECTORY
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,10 @@ def apart(checkpoint: Path, published: Path, scale: float, dtype: str) -> float:
     return max(float((exported[n] - state[n]).abs().max()) for n in state)
 
 
-def write(directory: Path, cases: Sequence[str]) -> dict[str, Any]:
+def write(directory: Path) -> dict[str, Any]:
     """A step, a checkpoint, two more steps."""
     result: dict[str, Any] = {}
-    for case in cases:
+    for case in CASES:
         knobs = CASES[case]
         zero = make(directory, case)
         train(zero, case, range(1, 2))
@@ -88,11 +87,11 @@ def write(directory: Path, cases: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def go_on(directory: Path, cases: Sequence[str]) -> dict[str, Any]:
+def go_on(directory: Path) -> dict[str, Any]:
     """The same two more steps, from the other number of ranks' checkpoint; and once more from one's own."""
     result: dict[str, Any] = {}
     ranks = dist.get_world_size()
-    for case in cases:
+    for case in CASES:
         zero = make(directory, case, str(directory / "checkpoints" / case))
         again = directory / f"again-{ranks}" / case
         zero.execute(Checkpoint(1, str(again)))
@@ -114,9 +113,9 @@ def go_on(directory: Path, cases: Sequence[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     join_ranks()
-    shared, cases = Path(sys.argv[1]), sys.argv[2:]
+    shared = Path(sys.argv[1])
     ranks = dist.get_world_size()
-    found = write(shared, cases) if ranks == WRITERS else go_on(shared, cases)
+    found = write(shared) if ranks == WRITERS else go_on(shared)
     if dist.get_rank() == 0:
         (shared / f"result-{ranks}.json").write_text(json.dumps(found))
     dist.barrier()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
-from tests.integration.judges import opinionated_model
+from tests.judges import opinionated_model
 
 LN2 = math.log(2)
 
