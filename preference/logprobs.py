@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from preference.attention import Layout, register
 from preference.batching import Example, Packed, pack
 from preference.lean import slim
+from preference.tied import share_gradient
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -55,6 +56,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             out[rows] = picked - normaliser[rows]
             if collision:
                 squares[rows] = logits.square_().sum(1).log_() - 2 * total
+            del logits  # before there are the next
         ctx.save_for_backward(hidden, weight, bias, target, normaliser)
         ctx.mark_non_differentiable(squares)
         return out, squares
@@ -73,7 +75,8 @@ class _ChunkedLogProb(torch.autograd.Function):
         # Frozen, the weight has no gradient.
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.empty_like(bias) if bias is not None else None
-        size = max(ctx.chunk * vocabulary // max(rows, ctx.chunk), 1)  # as much memory as a chunk of forward's
+        # Half the memory of a chunk of forward's, because the gradient is there as well.
+        size = max(ctx.chunk * vocabulary // max(rows, ctx.chunk) // 2, 1)
         size = min(-(-size // _SLICE) * _SLICE, vocabulary)
         for start in range(0, vocabulary, size):
             part = slice(start, start + size)
@@ -93,6 +96,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             grad_hidden += d @ weight[part]
             if grad_weight is not None:
                 torch.mm(d.T, hidden, out=grad_weight[part])
+            del d, tanh  # before there are the next
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, *[None] * 5
 
 
@@ -189,7 +193,10 @@ class LogProbModel(PackedModel):
         config = causal_lm.config
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1)
         softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-        causal_lm.lm_head = LogProbHead(causal_lm.get_output_embeddings(), chunk, scale, softcap, collision)
+        projection, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
+        if embedding.weight is projection.weight:
+            share_gradient(embedding)
+        causal_lm.lm_head = LogProbHead(projection, chunk, scale, softcap, collision)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, source: Tensor, target: Tensor, layout: Layout
