@@ -31,7 +31,7 @@ lint: setup ## ruff and mypy
 unit: setup ## unit tests only (no Ray)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
-recipes: setup ## whole runs of what fewer people use: opponents, self-judging, panels, reward models
+recipes: setup ## whole runs of what fewer people use: opponents, panels, reward models, a job with PostgreSQL and Prometheus
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/recipes
 
 chaos: setup ## long tests: kills, resumed and restored runs, late people, every trainer state on other ranks

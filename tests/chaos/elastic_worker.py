@@ -1,6 +1,6 @@
-"""One rank of a trainer that goes on from another number of ranks, under torchrun: run by test_elastic.py.
+"""Trainers that go on from another number of ranks: run by test_elastic.py.
 
-torchrun --nproc-per-node N -m tests.chaos.elastic_worker DIRECTORY
+python -m tests.chaos.elastic_worker DIRECTORY: what they found goes to ``DIRECTORY/result-<ranks>.json``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from configs.schema import LoRA
 from pipelines.export import _checkpoint_weights
 from preference.batching import mismatched_examples
 from preference.types import Version
-from tests.integration.zero_worker import command, join_ranks, pairs, trainer, written
+from tests.integration.zero_worker import command, pairs, trainer, written
+from tests.ranks import in_ranks
 
-WRITERS = 2
+WRITERS, READERS = 2, (1, 3)
 CASES: dict[str, dict[str, Any]] = {
     "dpo": {},
     "qwen3": {"arch": "qwen3"},
@@ -111,11 +112,13 @@ def go_on(directory: Path) -> dict[str, Any]:
     return result
 
 
-if __name__ == "__main__":
-    join_ranks()
-    shared = Path(sys.argv[1])
+def found(directory: Path) -> None:
     ranks = dist.get_world_size()
-    found = write(shared) if ranks == WRITERS else go_on(shared)
+    results = write(directory) if ranks == WRITERS else go_on(directory)
     if dist.get_rank() == 0:
-        (shared / f"result-{ranks}.json").write_text(json.dumps(found))
-    dist.barrier()
+        (directory / f"result-{ranks}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    for together in ((WRITERS,), READERS):
+        in_ranks(together, found, Path(sys.argv[1]))

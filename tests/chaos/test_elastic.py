@@ -1,23 +1,15 @@
 """Two trainer workers' checkpoint read by one and by three: same weights, same losses. Without Ray."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.chaos.elastic_worker import CASES, WRITERS
-from tests.integration.conftest import torchrun
+from tests.chaos.elastic_worker import CASES, READERS, WRITERS
+from tests.integration.conftest import in_ranks
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[int, dict]:
     """What the ranks found, by their number."""
-    directory: Path = tmp_path_factory.mktemp("elastic")
-    for together in ((WRITERS,), (1, 3)):
-        started = {ranks: torchrun("tests.chaos.elastic_worker", ranks, directory) for ranks in together}
-        for ranks, process in started.items():
-            assert process.wait(timeout=900) == 0, (directory / f"output-{ranks}").read_text()[-3000:]
-    return {ranks: json.loads((directory / f"result-{ranks}.json").read_text()) for ranks in (1, 2, 3)}
+    return in_ranks("tests.chaos.elastic_worker", tmp_path_factory.mktemp("elastic"), (WRITERS, *READERS))
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,29 +135,21 @@ def run(*words: object, timeout: float = 300, **env: str) -> subprocess.Complete
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def torchrun(worker: str, ranks: int, directory: Path) -> subprocess.Popen[bytes]:
-    """A worker module of the tests on so many ranks; what it says goes to ``output-<ranks>`` in ``directory``."""
-    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    words += [f"--log-dir={directory}"]  # else a folder in /tmp stays behind
-    words += [f"--master-port={free_port() + 10 * ranks}", "-m", worker, str(directory)]
+def in_ranks(module: str, directory: Path, counts: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the ranks of a worker module of the tests found, by how many they were; see tests/ranks.py."""
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{BIN}:{env['PATH']}"  # deepspeed looks for ninja there
-    with (directory / f"output-{ranks}").open("w") as output:
-        return subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
+    with (directory / "output").open("w") as output:
+        words = [sys.executable, "-W", "ignore", "-m", module, str(directory)]
+        done = subprocess.run(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=900)
+    assert done.returncode == 0, (directory / "output").read_text()[-3000:]
+    return {count: json.loads((directory / f"result-{count}.json").read_text()) for count in counts}
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory) -> dict[int, dict[str, Any]]:
-    """What tests/integration/workers.py found with one rank and with two; both at once, their starts are waiting."""
-    started = {}
-    for count in (1, 2):
-        directory = tmp_path_factory.mktemp(f"ranks-{count}")
-        started[count] = (torchrun("tests.integration.workers", count, directory), directory)
-    results = {}
-    for count, (process, directory) in started.items():
-        assert process.wait(timeout=900) == 0, (directory / f"output-{count}").read_text()[-3000:]
-        results[count] = json.loads((directory / "result.json").read_text())
-    return results
+    """What tests/integration/workers.py found with one rank and with two."""
+    return in_ranks("tests.integration.workers", tmp_path_factory.mktemp("ranks"), (1, 2))
 
 
 def submit(head: Head, *words: str) -> str:

@@ -97,12 +97,3 @@ def test_going_on_with_a_finished_run_changes_nothing(trained, head):
     assert "has been finished (step" in again.stdout
     assert journal(run_dir, "steps") == before
     assert complete_checkpoints(run_dir)
-
-
-def test_a_pair_objective_refuses_labels_and_says_what_fits(trained, head):
-    config, _, _ = trained
-    words = ["objective.name=dpo", "run.name=refused", "sft=null"]
-    refused = run(BIN / "rondo", "offline", config, *words, RAY_ADDRESS=head.address)
-    assert refused.returncode == 1
-    assert "dpo learns from pairs" in refused.stderr
-    assert "objective.name=kto" in refused.stderr

@@ -1,6 +1,6 @@
-"""One rank of real ZeRO-3 trainers under torchrun, without Ray: policies, then reward models, for the same start.
+"""Real ZeRO-3 trainers without Ray, as one rank and as two side by side: policies, then reward models.
 
-torchrun --nproc-per-node N -m tests.integration.workers DIRECTORY
+python -m tests.integration.workers DIRECTORY: what they found goes to ``DIRECTORY/result-<ranks>.json``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.integration import reward_worker, zero_worker
+from tests.ranks import in_ranks
 
-if __name__ == "__main__":
-    zero_worker.join_ranks()
-    shared = Path(sys.argv[1])
-    found = {}
+COUNTS = (1, 2)
+
+
+def found(directory: Path) -> None:
+    results = {}
     for module in (zero_worker, reward_worker):
         part = module.__name__.rpartition(".")[2]
-        (shared / part).mkdir(exist_ok=True)
-        found[part] = module.everything(shared / part)
+        shared = directory / f"{part}-{dist.get_world_size()}"
+        shared.mkdir(exist_ok=True)
+        results[part] = module.everything(shared)
     if dist.get_rank() == 0:
-        (shared / "result.json").write_text(json.dumps(found))
-    dist.barrier()
+        (directory / f"result-{dist.get_world_size()}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    in_ranks(COUNTS, found, Path(sys.argv[1]))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -14,7 +13,6 @@ from deepspeed.utils import safe_get_full_grad
 from transformers import AutoModelForCausalLM
 
 from actors.commands import Checkpoint, Evaluate, Publish, Train
-from actors.imports import operators_of_this_environment
 from actors.trainer import ZeroTrainer
 from actors.weights import WeightFiles
 from actors.zero import TrainerSetup
@@ -43,12 +41,6 @@ def pairs(count: int = 5) -> list[Scored]:
         reference = tuple(rng.normal(-6, 0.5, n).astype(np.float32) for n in (a, b))
         found.append(Scored(Pair(f"pair{i}", prompt, chosen, rejected, 1.0), reference))
     return found
-
-
-def join_ranks() -> None:
-    operators_of_this_environment()
-    deepspeed.init_distributed("gloo")
-    torch.set_num_threads(1)
 
 
 def written(path: Path, arch: Any = "llama") -> Path:

@@ -13,6 +13,7 @@ from pipelines.data.report import LoadReport
 from pipelines.offline import refuse_unfit_items
 from pipelines.pairing import pairing_rules
 from preference.pairing import PairingRules
+from preference.types import Labelled
 from tests.factories import scored_pair
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -74,4 +75,13 @@ def test_ties_of_a_file_need_an_objective_that_knows_them():
     raw = {"run": {"name": "t", "root": "/tmp"}, "model": {"path": "/m"}, "data": {"train": "/t"}}
     refuse_unfit_items(validate(OfflineConfig, raw | {"objective": {"name": "davidson"}}), items)
     with pytest.raises(ConfigError, match=r"1 pairs of file.jsonl are ties, .* dpo .*\(davidson, rao_kupper\)"):
+        refuse_unfit_items(validate(OfflineConfig, raw), items)
+
+
+def test_labels_are_refused_where_pairs_are_needed_and_what_fits_is_said():
+    one = Labelled("r", scored_pair(0, 3, 2, 2).item.prompt, scored_pair(0, 3, 2, 2).item.chosen, True)
+    items = Items((one,), "labels", LoadReport("file.jsonl", "labels", 1, 1, {}, {}))
+    raw = {"run": {"name": "t", "root": "/tmp"}, "model": {"path": "/m"}, "data": {"train": "/t"}}
+    refuse_unfit_items(validate(OfflineConfig, raw | {"objective": {"name": "kto"}}), items)
+    with pytest.raises(ConfigError, match=r"dpo learns from pairs, but file.jsonl holds labels: .*kto"):
         refuse_unfit_items(validate(OfflineConfig, raw), items)
