@@ -188,6 +188,14 @@ class Finished:
     output: str
 
 
+def whole_run(head: Head, words: Sequence[str]) -> Finished:
+    """``rondo run`` of the tiny configuration with overrides, on the head, to its end."""
+    config = load_config(RunConfig, TINY, list(words))
+    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Finished(config, Path(config.run.root) / config.run.name, done.stdout)
+
+
 @pytest.fixture(scope="session")
 def finished(head, overrides) -> Finished:
     """One whole run on the tiny model, as a job on a cluster."""

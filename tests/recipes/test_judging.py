@@ -6,25 +6,17 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
+from tests.integration.conftest import BIN, Finished, journal, losses, pairs, run, whole_run
 from tests.judges import opinionated_model
 
 LN2 = math.log(2)
 
 
-@dataclass(frozen=True)
-class Judged:
-    directory: Path
-    address: str
-
-
 @pytest.fixture(scope="module")
-def judged(head, overrides, tmp_path_factory) -> Judged:
+def judged(head, overrides, tmp_path_factory) -> Finished:
     """A chat model compares; what it is unsure of goes to two rules, and so does a share of what it is sure of."""
     model = opinionated_model(tmp_path_factory.mktemp("judge") / "opinionated")
     engine = "dtype: float32, max_model_len: 1024, kv_cache_gb: 0.1"
@@ -37,10 +29,7 @@ def judged(head, overrides, tmp_path_factory) -> Judged:
         "resources.judge.cpus=0.05", "objective={name: rao_kupper, beta: 0.1}",
         "pairing={strategy: all_pairs, ties: keep}",
     )  # fmt: skip
-    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-    return Judged(ROOT / root / "judged", head.address)
+    return whole_run(head, words)
 
 
 def test_what_a_chat_model_is_unsure_of_goes_to_a_panel(judged):
@@ -53,9 +42,9 @@ def test_what_a_chat_model_is_unsure_of_goes_to_a_panel(judged):
     assert json.dumps(records).count('"first_id"') == sum(names.values()) + len(overruled)
 
 
-def test_kept_ties_are_trained_as_ties(judged, tmp_path):
+def test_kept_ties_are_trained_as_ties(judged, head, tmp_path):
     file = tmp_path / "pairs.jsonl"
-    done = run(BIN / "rondo", "pairs", judged.directory, file, RAY_ADDRESS=judged.address)
+    done = run(BIN / "rondo", "pairs", judged.directory, file, RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stderr
     records = {r["id"]: r for r in map(json.loads, file.read_text().splitlines())}
     trained = pairs(judged.directory)

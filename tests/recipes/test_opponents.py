@@ -1,7 +1,6 @@
 """A run against everybody who may play: who answered, with which weights, and what came of it."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,11 @@ import pytest
 import torch
 
 from actors.weights import WeightFiles
-from configs.loading import load_config
 from configs.runs import RunConfig
 from pipelines.export import export_weights
 from preference.league import INITIAL, as_of, members
 from preference.types import Version, content_id
-from tests.integration.conftest import BIN, TINY, journal, mlflow, run
+from tests.integration.conftest import Finished, journal, mlflow, whole_run
 from tests.tiny import tiny_model
 
 STEPS = 4
@@ -43,14 +41,8 @@ def guest(path: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Played:
-    config: RunConfig
-    directory: Path
-
-
 @pytest.fixture(scope="module")
-def played(head, overrides, tmp_path_factory) -> Played:
+def played(head, overrides, tmp_path_factory) -> Finished:
     scratch = tmp_path_factory.mktemp("opponents")
     words = overrides(
         "opponents",
@@ -66,11 +58,7 @@ def played(head, overrides, tmp_path_factory) -> Played:
         "resources={trainer: {actors: 1, cpus: 0.25}, judge: {cpus: 0.125}}",
         "weights.transport=filesystem",
     )
-    config = load_config(RunConfig, TINY, words)
-    directory = Path(config.run.root) / "opponents"
-    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Played(config, directory)
+    return whole_run(head, words)
 
 
 def version_of(candidate: dict) -> Version:

@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from pipelines.look.inspect_sources import read_corpus
-from tests.integration.conftest import BIN, ROOT, TINY, journal, losses, pairs, run
+from tests.integration.conftest import BIN, Finished, journal, losses, pairs, run, whole_run
 
 RULE = "judge={kind: rule, rule: 'tests.rules:vowels'}"
 
 
-@dataclass(frozen=True)
-class Judged:
-    directory: Path
-    output: str
-    address: str
+@pytest.fixture
+def command(judged, head):
+    """A command of ``rondo`` about the run; returns what it printed."""
 
-    def command(self, name, *words):
-        done = run(BIN / "rondo", name, self.directory, *words, RAY_ADDRESS=self.address)
+    def command(name: str, *words: str) -> str:
+        done = run(BIN / "rondo", name, judged.directory, *words, RAY_ADDRESS=head.address)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
+    return command
+
 
 @pytest.fixture(scope="module")
-def judged(head, overrides) -> Judged:
+def judged(head, overrides) -> Finished:
     """Two steps; the engines' context is long enough for questions."""
     words = overrides(
         "selfish", "run.steps=2", "evaluation.prompts=4", "evaluation.probe=2", "sampling.max_model_len=1536",
         "checkpoint.keep=1", "judge={kind: llm, model: policy, min_mass: 0, tie_band: 0}",
     )  # fmt: skip
-    done = run(BIN / "rondo", "run", TINY, *words, RAY_ADDRESS=head.address)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    root = next(w.partition("=")[2] for w in words if w.startswith("run.root="))
-    return Judged(ROOT / root / "selfish", done.stdout, head.address)
+    return whole_run(head, words)
 
 
 def test_the_policy_judges_with_the_weights_that_it_has(judged):
@@ -61,9 +56,9 @@ def test_the_policy_judges_with_the_weights_that_it_has(judged):
     assert "policy: win rate" not in judged.output
 
 
-def test_its_candidates_are_judged_anew_and_the_run_is_left_alone(judged):
+def test_its_candidates_are_judged_anew_and_the_run_is_left_alone(judged, command):
     before = {p: p.read_bytes() for p in (judged.directory / "ledger").glob("*.jsonl")}
-    output = judged.command("rejudge", RULE, "--apply")
+    output = command("rejudge", RULE, "--apply")
     (directory,) = (judged.directory / "rejudged").iterdir()
     report = json.loads((directory / "report.json").read_text())
     drift, old = report["drift"], [j for r in journal(judged.directory, "judgements") for j in r["judgements"]]
@@ -84,8 +79,8 @@ def test_its_candidates_are_judged_anew_and_the_run_is_left_alone(judged):
     assert len(read_corpus(directory / "pairs.jsonl").pairs) == len(lines)  # as other commands read them
 
 
-def test_its_versions_play_each_other(judged):
-    output = judged.command("arena", RULE)
+def test_its_versions_play_each_other(judged, command):
+    output = command("arena", RULE)
     report = json.loads((judged.directory / "arena" / "report.json").read_text())
     assert set(report["players"]) == {"initial", "final"}  # the one checkpoint that is kept is the final model
     assert report["anchor"] == "initial"
