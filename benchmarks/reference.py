@@ -3,6 +3,7 @@
 Three ways to score the same pairs with as many threads each: a real reference actor (packed cells through Ray, as the
 loop asks it), the packed forward of the trainer with gradients (what a training step computes before its backward),
 and plain Transformers, one padded batch of full logits a cell. Alternated, medians. Tokens are those of the responses.
+Every repetition begins with another way: what one gives back to the kernel slows down the next.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from configs.loading import load_config
 from configs.runs import RunConfig
 from preference.batching import Example, plan
 
-PAIRS, REPETITIONS, WARM = 32, 5, 1
+PAIRS, REPETITIONS, WARM = 32, 6, 1
 PROMPT, RESPONSE = (15, 125), (10, 175)  # UltraFeedback's lengths, a quarter of them
 
 
@@ -90,9 +91,10 @@ def main() -> None:
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for repetition in range(WARM + REPETITIONS):
-            for way, call in ways.items():
+            first = repetition % len(ways)
+            for way in [*ways][first:] + [*ways][:first]:
                 at = time.monotonic()
-                call()
+                ways[way]()
                 if repetition >= WARM:
                     rates[way].append(tokens / (time.monotonic() - at))
         pool.close()

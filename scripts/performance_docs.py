@@ -148,6 +148,22 @@ def judging(r: dict[str, Any]) -> list[str]:
     ]
 
 
+def human_store(r: dict[str, Any]) -> list[str]:
+    table = [
+        (
+            name, f"{found['labels_per_s']:,.0f}", f"{found['p50_ms']:.0f} ms", f"{found['p99_ms']:.0f} ms",
+            str(found["kills"]), str(found["lost"]), str(found["doubled"]),
+        )
+        for name, found in (("undisturbed", r["undisturbed"]), ("server killed under load", r["killed"]))
+    ]  # fmt: skip
+    return [
+        f"{r['clients']} scripted people who label as fast as they are answered, over HTTP, on SQLite; server and "
+        "clients share the two cores.",
+        "",
+        *rows("| labels/s | half within | 99% within | kill -9 | lost | doubled", *table),
+    ]
+
+
 def selfplay(r: dict[str, Any]) -> list[str]:
     def won(run: dict[str, Any], judge: str) -> str:
         found = run["held_out"].get(judge)
@@ -246,6 +262,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "vocabulary": ("Memory and the size of the vocabulary", vocabulary),
     "judging": ("Judging beside plain vLLM", judging),
     "judge_agreement": ("What a small judge is worth", judge_agreement),
+    "human_store": ("People's labels", human_store),
     "selfplay": ("Self-play and opponents", selfplay),
     "overlap": ("Overlap", overlap),
     "control_plane": ("The control plane", control_plane),
