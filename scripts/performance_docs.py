@@ -130,6 +130,8 @@ def vocabulary(r: dict[str, Any]) -> list[str]:
                 for name in cases
             ),
         ),
+        "Tied, input and output share their matrix and its gradient: the rows that a batch reads are added in place.",
+        "",
     ]  # fmt: skip
 
 
