@@ -14,25 +14,21 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("rondo", deadline=None)
 settings.load_profile("rondo")
 
-_SHARED = {
-    "runs": re.compile(r"def test_\w+\([^)]*\b(finished|stopped)\b"),
-    "ranks": re.compile(r"def found\(ranks\)"),
-}
-"""What is made once for several files, and by what their tests say that they look at it."""
+_RUNS = re.compile(r"def test_\w+\([^)]*\b(finished|stopped)\b")
+"""Tests that look at the whole runs that a session makes once."""
 
 
 class _RunsTogether(LoadFileScheduling):
-    """A file is one process's work, and so are all files that look at the same things: each is made once."""
+    """A file is one process's work, and so are all files that look at the session's runs: each is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return _shared(Path(__file__).parents[1] / file) or file
+        return "runs" if _looks_at_runs(Path(__file__).parents[1] / file) else file
 
 
 @lru_cache
-def _shared(file: Path) -> str:
-    text = file.read_text()
-    return next((name for name, looks in _SHARED.items() if looks.search(text)), "")
+def _looks_at_runs(file: Path) -> bool:
+    return _RUNS.search(file.read_text()) is not None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

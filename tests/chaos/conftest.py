@@ -1,3 +1,3 @@
-from tests.integration.conftest import finished, head, overrides, stopped, tiny
+from tests.integration.conftest import finished, head, overrides, scratch, stopped, tiny
 
-__all__ = ["finished", "head", "overrides", "stopped", "tiny"]
+__all__ = ["finished", "head", "overrides", "scratch", "stopped", "tiny"]

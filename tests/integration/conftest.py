@@ -40,6 +40,17 @@ JUDGE_KEY = f"canary-{uuid.uuid4().hex}"  # not in a file: jobs carry these file
 """A key as a cluster's nodes are given one, by their environment; test_deployed looks for it everywhere."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scratch() -> Iterator[Path]:
+    """For temporary files of what the tests start: who is killed leaves them (vLLM its sockets, Ray its session)."""
+    directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", directory)
+        patch.setenv("RAY_TMPDIR", directory)
+        yield Path(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Head:
     """A local head as ``ray start`` makes it, with its dashboard."""
@@ -65,7 +76,7 @@ def free_port(*taken: int) -> int:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
+def head(scratch: Path) -> Iterator[Head]:
     """One head for all tests, stopped by process id."""
     directory = tempfile.mkdtemp(prefix="rondo-", dir="/tmp")  # short: Ray's sockets lie in it
     gcs = free_port()
@@ -144,12 +155,6 @@ def in_ranks(module: str, directory: Path, counts: Sequence[int]) -> dict[int, d
         done = subprocess.run(words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=900)
     assert done.returncode == 0, (directory / "output").read_text()[-3000:]
     return {count: json.loads((directory / f"result-{count}.json").read_text()) for count in counts}
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory) -> dict[int, dict[str, Any]]:
-    """What tests/integration/workers.py found with one rank and with two."""
-    return in_ranks("tests.integration.workers", tmp_path_factory.mktemp("ranks"), (1, 2))
 
 
 def submit(head: Head, *words: str) -> str:

@@ -5,40 +5,12 @@ import asyncio
 import pytest
 
 from actors.judges.errors import BudgetExhausted, JudgeError
-from actors.judges.http import HttpJudgePool
-from configs.judges import HttpJudge
-from configs.schema import Deadlines, Group
 from preference.types import CandidateGroup, JudgeFailure, Verdict
 from tests.endpoint import completion, endpoint, refusal
+from tests.http_judges import key_file, start
 from tests.judges import GROUPS, MATCHES
 
-KEY = "sk-very-secret-1234567890"
-
-
-@pytest.fixture
-def key_file(tmp_path):
-    file = tmp_path / "key"
-    file.write_text(KEY)
-    file.chmod(0o600)
-    return file
-
-
-@pytest.fixture
-def start(ray_here, tmp_path, key_file):
-    pools = []
-
-    def started(url, spent=0.0, **fields):
-        section = HttpJudge(
-            **{"kind": "http", "url": url, "model": "tiny", "api_key_file": str(key_file), "min_mass": 0.0, **fields}
-        )
-        pool = HttpJudgePool(section, Group(cpus=0.1), Deadlines(call_s=120), tmp_path, "judge", spent)
-        pools.append(pool)
-        asyncio.run(pool.ready())
-        return pool, section
-
-    yield started
-    for pool in pools:
-        pool.close()
+__all__ = ["key_file", "start"]
 
 
 def test_a_key_for_all_to_read_is_refused_before_anything(start, key_file):

@@ -1,3 +1,3 @@
-from tests.integration.conftest import head, overrides, ray_here, tiny
+from tests.integration.conftest import head, overrides, ray_here, scratch, tiny
 
-__all__ = ["head", "overrides", "ray_here", "tiny"]
+__all__ = ["head", "overrides", "ray_here", "scratch", "tiny"]

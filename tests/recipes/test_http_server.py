@@ -19,8 +19,8 @@ from actors.judges.questions import Questionnaire
 from configs.judges import HttpJudge
 from preference.types import Rating, Verdict
 from preference.verdicts import VerdictRules, compare
+from tests.http_judges import KEY, key_file, start
 from tests.integration.conftest import free_port
-from tests.integration.test_http_judge import KEY, key_file, start
 from tests.judges import GROUPS, MATCHES, opinionated_model, probabilities
 
 __all__ = ["key_file", "start"]
